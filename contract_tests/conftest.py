@@ -27,6 +27,9 @@ pytest_plugins = ["fault_report"]
 
 BUILT_IMAGE = "flux-memory/postgres:15"
 
+IDLE_PLUGINS = ("no:hypothesispytest", "no:anyio")
+"""Plugins without work in a project that a test makes: they take a third of its run's CPU time to import."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SecretWatch())
@@ -36,6 +39,13 @@ def pytest_collection_finish() -> None:
     # Hundreds of tests collect garbage, and would visit the objects of all other tests each time.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def pytester(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A project of its own, whose runs load no idle plugin; a test that needs one clears `plugins`."""
+    pytester.plugins.extend(IDLE_PLUGINS)
+    return pytester
 
 
 @pytest.fixture

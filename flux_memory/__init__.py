@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flux_memory.backends.sqlite.memory import ConversationMemory
     from flux_memory.errors import (
         BackendUnavailableError,
+        BackupError,
         ConflictError,
         FluxMemoryError,
         InvalidInputError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         SessionNotFoundError,
     )
     from flux_memory.factory import create_memory
+    from flux_memory.feedback import Feedback, FeedbackDay, FeedbackEntry, FeedbackStats
     from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
     from flux_memory.records.limits import (
         MAX_BATCH_BYTES,
@@ -53,8 +55,13 @@ __all__ = [
     "MAX_METADATA_DEPTH",
     "MAX_USER_ID_LENGTH",
     "BackendUnavailableError",
+    "BackupError",
     "ConflictError",
     "ConversationMemory",
+    "Feedback",
+    "FeedbackDay",
+    "FeedbackEntry",
+    "FeedbackStats",
     "FluxMemoryError",
     "InvalidInputError",
     "InvalidTypeError",
@@ -85,6 +92,7 @@ __getattr__, __dir__ = import_on_use(
         "backends.sqlite.memory": ("ConversationMemory",),
         "errors": (
             "BackendUnavailableError",
+            "BackupError",
             "ConflictError",
             "FluxMemoryError",
             "InvalidInputError",
@@ -96,6 +104,7 @@ __getattr__, __dir__ = import_on_use(
             "SessionNotFoundError",
         ),
         "factory": ("create_memory",),
+        "feedback": ("Feedback", "FeedbackDay", "FeedbackEntry", "FeedbackStats"),
         "protocol": (
             "Memory",
             "Message",

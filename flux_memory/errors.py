@@ -45,3 +45,7 @@ class SchemaError(FluxMemoryError):
 
 class MigrationError(FluxMemoryError):
     """A transfer between backends stopped; the message names the place and the next step."""
+
+
+class BackupError(FluxMemoryError):
+    """A backup or a restore stopped; the message names the file and the next step."""

@@ -46,7 +46,9 @@ def _create(settings: Settings) -> ConversationMemory | PostgresConversationMemo
     if settings.database_backend == "postgres":
         from flux_memory.backends.postgres.memory import PostgresConversationMemory  # noqa: PLC0415 - only this driver
 
-        return PostgresConversationMemory(settings.require_postgres_dsn(), slow_call_seconds=slow)
+        return PostgresConversationMemory(
+            settings.require_postgres_dsn(), replica_dsn=settings.find_replica_dsn(), slow_call_seconds=slow
+        )
     from flux_memory.backends.sqlite.memory import ConversationMemory  # noqa: PLC0415 - only this driver
 
     return ConversationMemory(settings.sqlite_path, slow_call_seconds=slow)

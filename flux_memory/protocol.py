@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NotRequired, Protocol, Self
 
 from flux_memory.errors import InvalidInputError
+from flux_memory.feedback import Feedback, FeedbackDay, FeedbackEntry, FeedbackStats
+from flux_memory.shapes import Metadata, TypedDict
 
-if sys.version_info >= (3, 12):
-    from typing import TypedDict
-else:  # pydantic, and so FastAPI, refuses the standard library's older one
-    from typing_extensions import TypedDict
-
-Metadata = Mapping[str, Any]
-"""A JSON object: `str` keys at every depth, finite numbers, nesting of at most 100."""
+__all__ = [
+    "Feedback",
+    "FeedbackDay",
+    "FeedbackEntry",
+    "FeedbackStats",
+    "Memory",
+    "Message",
+    "Metadata",
+    "NewMessage",
+    "Session",
+    "not_supported",
+]
 
 
 class Message(TypedDict):
@@ -67,6 +73,11 @@ class Memory(Protocol):
     Text is stored byte for byte; NUL and lone surrogates are refused. Metadata round-trips by type and value; its key
     order is not kept. Every returned object is new.
     """
+
+    @property
+    def feedback(self) -> Feedback:
+        """Ratings of answers: the methods of `Feedback`, on the same store and with the same errors and deadlines."""
+        raise not_supported("feedback")
 
     async def create_session(
         self,
@@ -286,7 +297,7 @@ class Memory(Protocol):
         ...
 
     async def delete_session(self, session_id: str, *, expected_revision: str | None = None) -> None:
-        """Remove a session and its messages. An unknown id is not an error, so that a retry is safe.
+        """Remove a session and its messages. An unknown id is not an error, so that a retry is safe. Feedback is kept.
 
         Args:
             session_id: A session's id.
@@ -303,6 +314,9 @@ class Memory(Protocol):
         They are removed in bounded batches, between which other calls proceed. A call that fails may have removed some
         of them; call again.
 
+        With a `user_id` alone, which is not empty, the feedback of this user is erased as well, also that on sessions
+        deleted before. With `inactive_since`, feedback is kept.
+
         Args:
             user_id: Only sessions of this user.
             inactive_since: Only sessions whose `updated_at` is before this time, which must have a time zone.
@@ -313,7 +327,7 @@ class Memory(Protocol):
         raise not_supported("delete_sessions")
 
     async def clear_all(self) -> None:
-        """Remove every session and every message."""
+        """Remove every session, every message and all feedback."""
         ...
 
     async def close(self) -> None:

@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     """The SQLite file: `sqlite+aiosqlite:///` and a path. Not in the repr: hosting platforms set it to DSNs."""
     postgres_dsn: SecretStr | None = Field(default=None, validation_alias=_names("postgres_dsn"))
     """`postgresql://user:password@host:5432/database`."""
+    postgres_replica_dsn: SecretStr | None = Field(default=None, validation_alias=_names("postgres_replica_dsn"))
+    """`postgresql://user:password@one:5432,two:5432/database`: streaming replicas for reads."""
 
     slow_call_seconds: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, validation_alias="flux_memory_slow_call_seconds"
@@ -126,6 +128,11 @@ class Settings(BaseSettings):
         if self.postgres_dsn is None or not self.postgres_dsn.get_secret_value():
             raise InvalidInputError("POSTGRES_DSN is not set; set it to postgresql://user:password@host:5432/database")
         return SecretText(self.postgres_dsn.get_secret_value())
+
+    def find_replica_dsn(self) -> SecretText | None:
+        """Return the DSN of the replicas, whose repr does not show the password, or `None` if it is not set."""
+        found = self.postgres_replica_dsn and self.postgres_replica_dsn.get_secret_value()
+        return SecretText(found) if found else None
 
 
 def load_settings(**overrides: str) -> Settings:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Entry point of the throwaway PostgreSQL image: creates the cluster at the first start, then becomes the server.
-# POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB, POSTGRES_INITDB_ARGS and PGDATA have the same meaning as in the official
-# image; arguments that begin with a dash are options of the server.
+# POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_PASSWORD_FILE, POSTGRES_DB, POSTGRES_INITDB_ARGS and PGDATA have the same
+# meaning as in the official image; arguments that begin with a dash are options of the server.
 set -eu
 
 case "${1:-postgres}" in
@@ -9,6 +9,13 @@ case "${1:-postgres}" in
     postgres) [ $# -gt 0 ] || set -- postgres ;;
     *) exec "$@" ;;
 esac
+
+if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
+    # Read before the change of user: a secret's file may belong to root.
+    POSTGRES_PASSWORD=$(cat "$POSTGRES_PASSWORD_FILE")
+    export POSTGRES_PASSWORD
+    unset POSTGRES_PASSWORD_FILE
+fi
 
 if [ "$(id -u)" = 0 ]; then
     mkdir -p "$PGDATA" /run/postgresql
@@ -22,7 +29,7 @@ database=${POSTGRES_DB:-$user}
 
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     if [ -z "${POSTGRES_PASSWORD:-}" ]; then
-        echo "POSTGRES_PASSWORD is not set; pass it to the container." >&2
+        echo "POSTGRES_PASSWORD is not set; pass it or POSTGRES_PASSWORD_FILE to the container." >&2
         exit 1
     fi
     password_file=$(mktemp)
@@ -42,5 +49,6 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     fi
 fi
 
+unset POSTGRES_PASSWORD
 shift
 exec postgres -c listen_addresses='*' "$@"

@@ -25,6 +25,7 @@ from flux_memory.testkit import (
 from flux_memory.testkit.capabilities import MEANING
 from flux_memory.testkit.contract.routes import Routes
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.mutants import MUTANTS, broken
 from flux_memory.testkit.reference.networked import NetworkedMemory, ReferenceServer
 
 pytest_plugins = ["pytester"]
@@ -36,6 +37,19 @@ NEEDY = "FM-ORD-006"
 """A clause that needs the cursor and nothing else."""
 
 OURS = [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
+
+ON_UPDATES = {f"FM-UPD-00{number}" for number in (1, 2, 3, 4, 5, 7, 8)} | {"FM-REV-001", "FM-REV-002", "FM-REV-005"}
+"""Clauses on all parts of an update, truncation included if it is claimed."""
+ON_TRUNCATION = {
+    "AnyTruthTruncates",
+    "AppendsBeforeItTruncates",
+    "TheLargerTruncationWins",
+    "TruncatesByMessageIdAlone",
+    "TruncatesEveryHistory",
+    "TruncationsKeepTheRevision",
+    "UpdatesInTwoSteps",
+}
+"""Broken memories whose bug is in a truncation."""
 
 BINDING = """
     import pytest
@@ -320,3 +334,13 @@ def test_unverified_is_never_a_pass(pytester: pytest.Pytester) -> None:
     strict = run_binding(pytester, "-k", "LIF-011", "--flux-strict")
     strict.assert_outcomes(failed=1, deselected=len(OURS) - 1)
     strict.stdout.fnmatch_lines(["*FM-LIF-011 is unverified, and the run is strict: override the fixture*"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name, each in MUTANTS.items() if each.caught_by in ON_UPDATES])
+def test_a_memory_that_does_not_truncate_is_held_to_the_rest(name: str) -> None:
+    """Without TRUNCATE, clauses on updates and revisions still catch each bug that is not one of truncation."""
+    memory, shared = broken(name, ReferenceMemory), ReferenceStore()
+    store = StoreUnderTest(lambda: memory(shared), capabilities=ALL & ~Capability.TRUNCATE)
+    caught = run_clause(MUTANTS[name].caught_by, store) is not None
+    assert caught == (name not in ON_TRUNCATION)

@@ -35,7 +35,7 @@ class TestIndependent(MemoryContract):
         return make_sqlite_reader(tmp_path / "store.db", session="session")
 
 
-@pytest.mark.parametrize("module", ["independent", "independent_rows", "independent_values"])
+@pytest.mark.parametrize("module", ["independent", "independent_feedback", "independent_rows", "independent_values"])
 def test_it_takes_nothing_of_the_library_but_its_errors(module: str) -> None:
     """The independent memory proves the clauses only if it is written without the library."""
     tree = ast.parse(Path(independent.__file__).with_name(f"{module}.py").read_text())

@@ -21,7 +21,11 @@ class TestRecords(MemoryContract):
     backend = "Records"
     # The store is a dict of this process, without a network, so it cannot be out of reach.
     capabilities = ALL & ~(
-        Capability.DURABLE | Capability.SEVERAL_PROCESSES | Capability.OUTAGES | Capability.NETWORKED
+        Capability.DURABLE
+        | Capability.SEVERAL_PROCESSES
+        | Capability.OUTAGES
+        | Capability.NETWORKED
+        | Capability.FEEDBACK
     )
 
     @pytest.fixture

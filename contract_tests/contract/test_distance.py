@@ -18,7 +18,7 @@ from distant_stores import (
     run_at_the_same_time,
 )
 
-from flux_memory.testkit import ReferenceStore
+from flux_memory.testkit import ALL, ReferenceStore
 from flux_memory.testkit.contract.model.exploration import Profile, explore
 from flux_memory.testkit.contract.preflight import Preflight
 
@@ -52,7 +52,7 @@ def test_a_slow_start_is_not_a_fault(tmp_path: Path) -> None:
 def test_a_slow_start_is_not_a_fault_of_the_binding(tmp_path: Path) -> None:
     """The check before the first clause waits for a service that is far away and starts at the first call."""
     store = make_distant_store(tmp_path / "reference.json", COLD)
-    asyncio.run(Preflight("TestDistant").check_store(store.factory, lists=True))
+    asyncio.run(Preflight("TestDistant").check_store(store.factory, claimed=ALL))
 
 
 def test_the_model_explores_a_distant_store_within_its_time() -> None:

@@ -18,6 +18,7 @@ FINISHED: Final = (
     "SECURITY.md",
     "CHANGELOG.md",
     "docs/*.md",
+    "docs/operations/*.md",
     "benchmarks/**/*.py",
     "benchmarks/peers.txt",
     "noxfile.py",

@@ -65,7 +65,9 @@ async def test_cut_after_each_byte_of_an_upgrade(flux_postgres_server: Server, f
 async def test_the_server_is_killed_while_the_schema_is_made(own_server: Cluster, fault: Fault) -> None:
     """Handles that race to a dying server's database all open it later, and find one complete schema."""
     for number in fault.rounds(2, 50):
-        await execute(own_server.dsn, "DROP TABLE IF EXISTS messages, session_details, sessions, flux_memory_schema")
+        await execute(
+            own_server.dsn, "DROP TABLE IF EXISTS messages, session_details, sessions, feedback, flux_memory_schema"
+        )
         handles = [PostgresConversationMemory(own_server.dsn, min_size=1) for _ in range(3)]
         try:
             calls = [asyncio.create_task(handle.create_session()) for handle in handles]

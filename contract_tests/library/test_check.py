@@ -34,6 +34,10 @@ METHODS = [
     "get_sessions",
     "count_sessions",
     "delete_session",
+    "feedback.add",
+    "feedback.get",
+    "feedback.stats",
+    "feedback.delete",
     "delete_sessions",
 ]
 
@@ -191,10 +195,13 @@ async def test_the_full_check_calls_every_method_and_leaves_nothing(open_memory:
         kept = await memory.create_session("kept", {"check": True})
         await memory.add_message(kept, "user", "kept")
         before = await memory.get_sessions()
+        await memory.feedback.add(kept, 1)
+        entries = await memory.feedback.get()
         report = CheckReport("either", "")
         await check_methods(memory, report)
         assert report.full == METHODS
         assert await memory.get_sessions() == before
+        assert await memory.feedback.get() == entries
 
 
 class Forgetful(ConversationMemory):

@@ -67,11 +67,11 @@ def test_the_full_check_makes_the_schema_and_leaves_nothing_behind(tmp_path: Pat
     result = run_check("--sqlite-path", str(path), "--full", "--json")
     report = json.loads(result.stdout)
     assert report["ok"] is True
-    assert len(report["full"]) == 14
+    assert len(report["full"]) == 18
     assert (report["sessions"], report["messages"], report["schema"]) == (2, 6, f"version {NEWEST['sqlite']}, current")
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM sessions").fetchone() == (2,)
-    assert "Full check  14 methods, each as promised\n" in run_check("--sqlite-path", str(path), "--full").stdout
+    assert "Full check  18 methods, each as promised\n" in run_check("--sqlite-path", str(path), "--full").stdout
 
 
 @pytest.mark.parametrize("name", ["with space.db", "100%41.db", "what?.db", "a#b&c=d.db", "ünï.db", "..odd"])
@@ -98,7 +98,7 @@ def test_postgres_masked_and_counted(clean_environment: pytest.MonkeyPatch, flux
     assert f"Schema      version {NEWEST['postgres']}, current\n" in result.stdout
     assert "Contents    0 sessions, 0 messages\n" in result.stdout
     assert "Pool        2 of 10 connections open\n" in result.stdout
-    assert "Full check  14 methods" in result.stdout
+    assert "Full check  18 methods" in result.stdout
     assert password_of(flux_empty_database) not in result.output
 
 

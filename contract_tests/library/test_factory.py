@@ -65,5 +65,14 @@ def test_the_classes_read_the_settings_too(monkeypatch: pytest.MonkeyPatch) -> N
     """Each class without an argument takes its own setting, even if the settings choose the other backend."""
     monkeypatch.setenv("POSTGRES_DSN", "postgresql://h/d")
     monkeypatch.setenv("DATABASE_URL", "sqlite:///own.db")
+    monkeypatch.setenv("POSTGRES_REPLICA_DSN", "nonsense")
     assert ConversationMemory().db_path == "own.db"
+    for makes in (PostgresConversationMemory, lambda: create_memory(Settings(database_backend="postgres"))):
+        with pytest.raises(InvalidInputError, match="replica_dsn: the DSN is not a URL"):
+            makes()
+    # The setting belongs to the setting POSTGRES_DSN.
+    assert (
+        repr(PostgresConversationMemory("postgresql://other/d")) == "PostgresConversationMemory('postgresql://other/d')"
+    )
+    monkeypatch.setenv("POSTGRES_REPLICA_DSN", "postgresql://one,two/d")
     assert repr(PostgresConversationMemory()) == "PostgresConversationMemory('postgresql://h/d')"

@@ -19,6 +19,8 @@ from pydantic import TypeAdapter
 
 import flux_memory
 from flux_memory import ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory, records
+from flux_memory.backends.postgres.feedback import PostgresFeedback
+from flux_memory.backends.sqlite.feedback import SQLiteFeedback
 
 
 def run_program(program: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -31,21 +33,24 @@ def run_program(program: str, *arguments: str, cwd: Path | None = None) -> subpr
 PUBLIC = {
     "flux_memory": """
         MAX_BATCH_BYTES MAX_CONTENT_BYTES MAX_FILTER_ELEMENTS MAX_FILTER_VALUES MAX_ID_LENGTH MAX_METADATA_BYTES
-        MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError ConflictError ConversationMemory FluxMemoryError
+        MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError ConflictError ConversationMemory Feedback
+        FeedbackDay FeedbackEntry FeedbackStats FluxMemoryError
         InvalidInputError InvalidTypeError Memory MemoryClosedError Message Metadata MigrationError NewMessage
         OutcomeUnknownError PoolStats PostgresConversationMemory SchemaError Session SessionNotFoundError Settings
         create_memory deadline seconds_for
     """,
     "flux_memory.operations.telemetry": "Telemetry instrument",
     "flux_memory.records": """
-        Fork MessageRow SessionRow SessionUpdate TooLongError build_messages build_session build_sessions check_batch
-        check_count check_cursors check_deletion check_filter check_flag check_fork check_id check_limit check_lookup
-        check_moment check_new_message check_new_session check_owner check_revision check_seconds check_session_cursor
-        check_session_id check_text check_update contains decode_metadata drop_repeats encode_metadata format_time
-        make_id make_revision merge_metadata message_id_taken message_not_found metadata_too_large owner_conflict
+        FeedbackRow Fork MessageRow SessionRow SessionUpdate TooLongError build_feedback build_messages build_session
+        build_sessions build_stats check_batch check_count check_cursors check_deletion check_feedback_filter
+        check_filter check_flag check_fork check_id check_limit check_lookup check_moment check_new_feedback
+        check_new_message check_new_session check_owner check_rating check_revision check_seconds check_session_cursor
+        check_session_id check_text check_update contains decode_metadata drop_repeats encode_metadata
+        feedback_id_taken format_time make_id
+        make_revision merge_metadata message_id_taken message_not_found metadata_too_large owner_conflict
         revision_conflict session_id_taken session_not_found utc_now
     """,
-    "flux_memory.sync": "SyncMemory create_memory",
+    "flux_memory.sync": "SyncFeedback SyncMemory create_memory",
     "flux_memory.testkit": """
         ALL CLAUSES CONTRACT_VERSION CORE Capability Clause MemoryContract Outage Proxied Proxy ReferenceMemory
         ReferenceStore clause known_failure network_outages unverifiable
@@ -129,10 +134,18 @@ def test_an_import_loads_only_what_it_needs(program: str, absent: str) -> None:
     assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("backend", [ConversationMemory, PostgresConversationMemory])
-def test_the_backends_have_the_signatures_of_the_protocol(backend: type) -> None:
+@pytest.mark.parametrize(
+    ("backend", "protocol"),
+    [
+        (ConversationMemory, Memory),
+        (PostgresConversationMemory, Memory),
+        (SQLiteFeedback, flux_memory.Feedback),
+        (PostgresFeedback, flux_memory.Feedback),
+    ],
+)
+def test_the_backends_have_the_signatures_of_the_protocol(backend: type, protocol: type) -> None:
     """Names, defaults and kinds of every parameter match the protocol, and each method is a coroutine."""
-    for name, promised in inspect.getmembers(Memory, inspect.isfunction):
+    for name, promised in inspect.getmembers(protocol, inspect.isfunction):
         if not name.startswith("_") or name in {"__aenter__", "__aexit__"}:
             kept = getattr(backend, name)
             assert inspect.signature(kept) == inspect.signature(promised), name
@@ -158,7 +171,16 @@ def test_records_have_the_documented_keys() -> None:
     }
 
 
-@pytest.mark.parametrize("record", [flux_memory.Message, flux_memory.Session, flux_memory.NewMessage])
+@pytest.mark.parametrize(
+    "record",
+    [
+        flux_memory.Message,
+        flux_memory.Session,
+        flux_memory.NewMessage,
+        flux_memory.FeedbackEntry,
+        flux_memory.FeedbackStats,
+    ],
+)
 def test_pydantic_takes_the_records(record: type) -> None:
     """A FastAPI endpoint can declare `list[Message]` as its return type."""
     assert TypeAdapter(list[record]).json_schema()["items"]

@@ -42,7 +42,7 @@ SELECT '{LONG}', lpad(n::text, 36, '0'), n, 'user', 'some words', TIMESTAMP '202
 FROM generate_series(1, {MESSAGES}) AS n;
 """
 # Autovacuum does this after such growth; VACUUM also empties the pending list of the metadata's index.
-POSTGRES_UPKEEP: Final = "VACUUM (ANALYZE) sessions, session_details, messages"
+POSTGRES_UPKEEP: Final = "VACUUM (ANALYZE) sessions, session_details, messages, feedback"
 SQLITE_ROWS: Final = f"""
 BEGIN;
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -174,6 +176,23 @@ def test_a_corrupt_session_is_named(column: int, value: object) -> None:
     row = (*SESSION[:column], value, *SESSION[column + 1 :])
     with pytest.raises(FluxMemoryError, match=r"^session 's1' cannot be read"):
         building.build_session(row)
+
+
+@pytest.mark.parametrize(
+    ("build", "row", "says"),
+    [
+        (lambda row: records.build_messages("s", [row]), ("m", "user", "x", "{}"), "created_at), and this one has 4"),
+        (lambda row: records.build_messages("s", [row]), dict.fromkeys("abcde", "x"), "this one is of type dict"),
+        (lambda row: records.build_messages("s", [row]), None, "this one is of type NoneType"),
+        (records.build_session, ("s",) * 9, "message_count), and this one has 9"),
+        (lambda row: records.build_sessions([row, row]), ("s",) * 7, "and this one has 7"),
+        (lambda row: records.build_sessions([row]), dict.fromkeys("abcdefgh", "x"), "this one is of type dict"),
+    ],
+)
+def test_a_row_of_other_columns_is_explained(build: Callable[[Any], object], row: object, says: str) -> None:
+    """The author of a backend reads which columns a query has to select, not that a tuple cannot be unpacked."""
+    with pytest.raises(TypeError, match=re.escape(says)):
+        build(row)
 
 
 def test_null_metadata_is_an_empty_object() -> None:

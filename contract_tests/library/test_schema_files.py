@@ -18,6 +18,7 @@ PINNED = {
         "0004_session_metadata": "1e2d331355e9c824ec892680d759e4a728ee3732d57c9bcb885059fb49be16d2",
         "0005_creation_id": "328de88018b954578a3d7080486472ad0d2dc6b0d8a568d008c3a853c6f84c7b",
         "0006_narrow_sessions": "47b6e766299c6f67838904843599ce4445e66c67d8a5ad0ea89afe61ac3a873b",
+        "0007_feedback": "5c9b48dc978317f681966a08b21c4b7e6ef27b2117f80c2407d5280fc63989b3",
     },
     "postgres": {
         "0001_original": "4e27cb05d76e98ebd99a42359a542f7ac05a9e22f5b5e9350a747a2830af59ac",
@@ -26,6 +27,7 @@ PINNED = {
         "0004_session_metadata": "56434de874cf1caeaf8ba6af257fa99c2fec3b15b6610b3c11c0c52394e41f3d",
         "0005_creation_id": "d2899b0c1cdd8b0020dabf5c61ec63aa5ae21b1c36231e59de61dcc4192fbd05",
         "0006_narrow_sessions": "8991d42b1c6d28f987b975ec6025ebe550da43f29f6948d34c39f4bb45d2bc4e",
+        "0007_feedback": "0ff92da4db5f8f18119d784ac64d80deeaa78321b292337c5f3580bd5f51b62d",
     },
 }
 SESSIONS = {"id", "title", "created_at", "updated_at", "metadata"}

@@ -48,6 +48,19 @@ def test_the_environment_is_read(environment: Environment) -> None:
     assert settings.sqlite_path == "x.db"
 
 
+@pytest.mark.parametrize("name", ["POSTGRES_REPLICA_DSN", "FLUX_MEMORY_POSTGRES_REPLICA_DSN"])
+def test_the_replicas_are_optional(environment: Environment, name: str) -> None:
+    """Without the setting, or with an empty one, there are none; a password shows in no repr."""
+    environment()
+    assert load_settings().find_replica_dsn() is None
+    environment(**{name: ""})
+    assert load_settings().find_replica_dsn() is None
+    environment(**{name: "postgresql://u:secret@one,two/d"})
+    settings = load_settings()
+    assert settings.find_replica_dsn() == "postgresql://u:secret@one,two/d"
+    assert "secret" not in repr(settings) + repr(settings.find_replica_dsn())
+
+
 @pytest.mark.parametrize("where", ["environment", "dotenv", "mixed"])
 def test_the_prefix_wins(environment: Environment, where: str) -> None:
     """An application with its own DATABASE_URL can give the library another one, in the environment or in `.env`."""

@@ -10,23 +10,29 @@ from datetime import UTC, datetime, timedelta
 from typing import get_type_hints
 
 import pytest
-from sync_docstrings import PROTOCOL, SYNC, methods, with_docstrings
+from sync_docstrings import PAIRS, Pair, methods, with_docstrings
 
-from flux_memory import ConflictError, Memory, MemoryClosedError, NewMessage
+import flux_memory
+import flux_memory.sync
+from flux_memory import ConflictError, MemoryClosedError, NewMessage
 from flux_memory.sync import SyncMemory
 
 
-def test_the_methods_are_those_of_the_protocol() -> None:
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.promised)
+def test_the_methods_are_those_of_the_protocol(pair: Pair) -> None:
     """Each method takes the same arguments, returns what the coroutine returns, and has the same docstring."""
-    promised, kept = methods(PROTOCOL.read_text("utf-8"), "Memory"), methods(SYNC.read_text("utf-8"), "SyncMemory")
+    source = pair.sync.read_text("utf-8")
+    promised, kept = methods(pair.protocol.read_text("utf-8"), pair.promised), methods(source, pair.kept)
     assert promised.keys() == kept.keys()
     for name in promised:
-        ours, theirs = getattr(SyncMemory, name), getattr(Memory, name)
-        assert inspect.signature(ours) == inspect.signature(theirs), name
-        assert get_type_hints(ours) == get_type_hints(theirs), name
-        assert not inspect.iscoroutinefunction(ours), name
-    source = SYNC.read_text("utf-8")
-    assert source == with_docstrings(source, PROTOCOL.read_text("utf-8")), "run python tools/sync_docstrings.py"
+        ours = getattr(getattr(flux_memory.sync, pair.kept), name)
+        theirs = getattr(getattr(flux_memory, pair.promised), name)
+        assert isinstance(ours, property) == isinstance(theirs, property), name
+        if not isinstance(ours, property):
+            assert inspect.signature(ours) == inspect.signature(theirs), name
+            assert get_type_hints(ours) == get_type_hints(theirs), name
+            assert not inspect.iscoroutinefunction(ours), name
+    assert source == with_docstrings(pair), "run python tools/sync_docstrings.py"
 
 
 def test_a_conversation_without_await(open_sync_memory: Callable[[], SyncMemory]) -> None:
@@ -88,6 +94,30 @@ def test_changes_without_await(open_sync_memory: Callable[[], SyncMemory]) -> No
             memory.delete_session("trip", expected_revision=revision)
         assert memory.delete_sessions(user_id="bob", inactive_since=datetime.now(UTC) + timedelta(days=1)) == 1
         assert [row["id"] for row in memory.get_sessions()] == ["trip"]
+
+
+def test_feedback_without_await(open_sync_memory: Callable[[], SyncMemory]) -> None:
+    """Every argument of the methods of feedback reaches the memory."""
+    with open_sync_memory() as memory:
+        memory.create_session(session_id="trip", user_id="ann")
+        given = {"message_id": "m", "comment": "c", "corrected_answer": "a", "metadata": {"k": 1}}
+        assert memory.feedback.add("trip", -1, feedback_id="f", **given) == "f"  # type: ignore[arg-type]
+        other = memory.feedback.add("gone", 1)
+        with pytest.raises(ConflictError):
+            memory.feedback.add("trip", 0, feedback_id="f")
+        (entry,) = memory.feedback.get(session_id="trip", message_id="m", rating=-1)
+        assert entry == {"feedback_id": "f", "session_id": "trip", "rating": -1, **given} | {
+            "created_at": entry["created_at"]
+        }
+        assert [row["feedback_id"] for row in memory.feedback.get(1, 1)] == ["f"]
+        counted = memory.feedback.stats()
+        assert (counted["total"], counted["positive"], counted["negative"]) == (2, 1, 1)
+        assert memory.feedback.stats(since=datetime.now(UTC) + timedelta(days=1))["by_day"] == []
+        memory.feedback.delete(other)
+        memory.delete_sessions(user_id="ann")
+        assert memory.feedback.get() == []
+    with pytest.raises(MemoryClosedError):
+        memory.feedback.stats()
 
 
 def test_a_batch_is_read_in_the_thread_of_its_caller(open_sync_memory: Callable[[], SyncMemory]) -> None:

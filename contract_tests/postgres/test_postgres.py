@@ -228,7 +228,9 @@ async def test_a_table_that_is_gone_says_what_to_do(flux_empty_database: str) ->
     """If tables are dropped while a handle is open, the error says what to do, and a new handle does it."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.create_session()
-        await execute(flux_empty_database, "DROP TABLE messages, session_details, sessions, flux_memory_schema")
+        await execute(
+            flux_empty_database, "DROP TABLE messages, session_details, sessions, feedback, flux_memory_schema"
+        )
         with pytest.raises(SchemaError, match="the tables are gone; open a new memory to make them"):
             await memory.create_session()
     async with PostgresConversationMemory(flux_empty_database) as memory:

@@ -27,7 +27,7 @@ from raw_postgres import (
     with_parameter,
     with_user,
 )
-from waiting import wait_until
+from waiting import becomes_true, wait_until
 
 from flux_memory import PostgresConversationMemory, deadline
 from flux_memory.errors import (
@@ -40,6 +40,8 @@ from flux_memory.errors import (
     SchemaError,
     SessionNotFoundError,
 )
+from flux_memory.schema.postgres import LOCK
+from flux_memory.testkit import Proxy
 from flux_memory.testkit.servers import Server
 
 
@@ -307,6 +309,20 @@ async def test_a_failed_opening_leaks_no_connection(flux_empty_database: str) ->
             with pytest.raises(SchemaError):
                 await memory.count_sessions()
         await wait_until_none(flux_empty_database, OPEN)
+
+
+@pytest.mark.asyncio
+async def test_the_pool_fills_while_the_schema_is_checked(flux_empty_database: str) -> None:
+    """The checks take several round trips, and connecting takes some more; far from the server one hides the other."""
+    with Proxy(flux_empty_database) as proxy:
+        async with connect(flux_empty_database) as other, PostgresConversationMemory(proxy.dsn, min_size=3) as memory:
+            async with other.transaction():
+                await other.execute(LOCK)
+                call = asyncio.create_task(memory.count_sessions())
+                assert await asyncio.to_thread(becomes_true, lambda: proxy.connections == 3)
+                assert not call.done()
+            assert await call == 0
+            assert proxy.connections == 3
 
 
 @pytest.mark.asyncio

@@ -118,6 +118,11 @@ async def call_every_method(memory: Memory) -> None:
     assert (changed["title"], changed["metadata"], changed["message_count"]) == ("cut", {"a": 1, "b": 2}, 1)
     await memory.add_message(f"new {user}", "user", "first", create=True, user_id=user)
     assert await memory.count_sessions(user_id=user) == 3
+    rating = await memory.feedback.add(session, 1, message_id="m")
+    assert [entry["feedback_id"] for entry in await memory.feedback.get(session_id=session)] == [rating]
+    assert (await memory.feedback.stats())["total"] >= 1
+    await memory.feedback.delete(rating)
+    await memory.feedback.add(session, -1)
     await memory.delete_session(session)
     await memory.delete_session(copy, expected_revision=changed["revision"])
     assert await memory.delete_sessions(user_id=user) == 1
@@ -226,11 +231,21 @@ async def test_the_printed_policies_keep_users_apart(roles: Roles) -> None:
                 await taking
         with pytest.raises(SchemaError, match="a policy does not let the role store this row"):
             await bob.create_session(user_id="ann & co")
+        rating = await ann.feedback.add(secret, -1)
+        assert await bob.feedback.get() == []
+        assert (await bob.feedback.stats())["total"] == 0
+        with pytest.raises(ConflictError):
+            await bob.feedback.add(own, 1, feedback_id=rating)
+        for session in (secret, "nowhere"):
+            with pytest.raises(SchemaError, match="a policy does not let the role store this row"):
+                await bob.feedback.add(session, 1)
+        await bob.feedback.delete(rating)
         await bob.delete_session(secret)
         assert await bob.delete_sessions(user_id="ann & co") == 0
         await bob.clear_all()
         assert await bob.count_sessions() == 0
         assert len(await ann.get_history(secret)) == 1
+        assert [entry["feedback_id"] for entry in await ann.feedback.get()] == [rating]
         kept = await ann.get_session(secret) or {}
         assert (kept["title"], kept["metadata"]) == ("of ann", {"a": 1})
     async with PostgresConversationMemory(roles.reader) as reader:
@@ -307,7 +322,7 @@ async def test_the_owner_moves_both_ways_past_the_printed_policies(roles: Roles,
     assert (found.sessions, found.messages, found.row_security) == (
         1,
         1,
-        ["sessions", "session_details", "messages"],
+        ["sessions", "session_details", "messages", "feedback"],
     )
 
 

@@ -25,6 +25,7 @@ from flux_memory.testkit.timeouts import BlockedError
 REMEMBER_ROWS: Final = (
     "CREATE TEMP TABLE old_sessions AS SELECT id, updated_at, xmin AS version FROM sessions",
     "CREATE TEMP TABLE old_messages AS SELECT session_id, id FROM messages",
+    "CREATE TEMP TABLE old_feedback AS SELECT id FROM feedback",
 )
 DATE_NEW_ROWS: Final = (
     """
@@ -39,6 +40,7 @@ DATE_NEW_ROWS: Final = (
     WHERE old.id = sessions.id AND old.version <> sessions.xmin
     """,
     "UPDATE sessions SET created_at = $1, updated_at = $1 WHERE id NOT IN (SELECT id FROM old_sessions)",
+    "UPDATE feedback SET created_at = $1 WHERE id NOT IN (SELECT id FROM old_feedback)",
 )
 """As the library: a time is never earlier than the session's last change."""
 

@@ -95,14 +95,14 @@ OBSTACLES: Final = {
     ),
     "no right to write": World(
         "current",
-        (ALL_RIGHTS[0], "GRANT SELECT ON sessions, session_details, messages TO {role}"),
+        (ALL_RIGHTS[0], "GRANT SELECT ON sessions, session_details, messages, feedback TO {role}"),
         "may not write to the target's tables",
         as_role=True,
     ),
     "no right to read details": World(
         "current",
         (*ALL_RIGHTS, "REVOKE SELECT ON session_details FROM {role}"),
-        "GRANT SELECT ON sessions, session_details, messages",
+        "GRANT SELECT ON sessions, session_details, messages, feedback",
         as_role=True,
     ),
     "a policy": World(

@@ -12,7 +12,7 @@ GUARD: Final = FUNCTION.format("trigger", "RAISE EXCEPTION 'guarded by the opera
 DDL_GUARD: Final = FUNCTION.format("event_trigger", "RAISE EXCEPTION 'guarded by the operators'")
 ALL_RIGHTS: Final = (
     "GRANT SELECT ON flux_memory_schema TO {role}",
-    "GRANT SELECT, INSERT, UPDATE ON sessions, session_details, messages TO {role}",
+    "GRANT SELECT, INSERT, UPDATE ON sessions, session_details, messages, feedback TO {role}",
 )
 OWN_ALL: Final = tuple(
     f"ALTER TABLE {table} OWNER TO {{role}}" for table in ("sessions", "session_details", "messages")

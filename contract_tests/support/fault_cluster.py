@@ -44,9 +44,9 @@ class Cluster:
         self._programs = programs
         self.run(': >>"$2"', "postgres")
 
-    def start_standby(self, address: str | None = None) -> Cluster:
+    def start_standby(self, address: str | None = None, name: str = "standby") -> Cluster:
         """Start a streaming replica, on its own port or at another address with the same port."""
-        data = self.data.with_name("standby")
+        data = self.data.with_name(name)
         self.run(f'"$0" -D "{data}" -d "{self.admin_dsn}" -R -X stream -c fast 2>>"$2"', "pg_basebackup")
         place: dict[str, Any] = {"host": address}
         settings = f"listen_addresses = '{address}'\nunix_socket_directories = ''\n"
@@ -68,6 +68,11 @@ class Cluster:
     def pid(self) -> int:
         """The process id of the postmaster."""
         return int((self.data / "postmaster.pid").read_text().splitlines()[0])
+
+    def list_processes(self) -> list[int]:
+        """Return the process ids of the postmaster and of its children."""
+        pid = self.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
     def end(self, how: signal.Signals) -> None:
         """Signal the postmaster and wait for its end: SIGINT is a fast shutdown, SIGQUIT an immediate one."""

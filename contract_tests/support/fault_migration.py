@@ -11,8 +11,8 @@ from flux_memory import FluxMemoryError, PostgresConversationMemory
 
 SESSIONS, MESSAGES = 30, 2000
 CLEAN = (
-    "DROP TABLE IF EXISTS messages, session_details, sessions, flux_memory_schema, flux_memory_moves, "
-    "flux_memory_moved_sessions CASCADE"
+    "DROP TABLE IF EXISTS messages, session_details, sessions, feedback, flux_memory_schema, flux_memory_moves, "
+    "flux_memory_moved_sessions, flux_memory_moved_feedback CASCADE"
 )
 
 

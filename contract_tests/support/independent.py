@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from independent_feedback import ERASE, IndependentFeedback
 from independent_rows import (
     MESSAGES,
     NEWER,
@@ -68,6 +69,10 @@ class IndependentMemory:
         if self._db is not None:
             warnings.warn(f"{self._path} was never closed", ResourceWarning, stacklevel=1)
             self._db.close()
+
+    @property
+    def feedback(self) -> IndependentFeedback:
+        return IndependentFeedback(self._run, self._check_open)
 
     async def create_session(
         self, title: str = "", metadata: Any = None, *, session_id: str | None = None, user_id: str = ""
@@ -218,11 +223,22 @@ class IndependentMemory:
         }
         if not any(value is not None for value in asked.values()):
             raise InvalidInputError("delete_sessions needs user_id or inactive_since")
-        return await self._run(lambda db: db.execute(OUTDATED, asked).rowcount, write=True)
+
+        def work(db: sqlite3.Connection) -> int:
+            if asked["user"] and asked["moment"] is None:
+                db.execute(ERASE, asked)
+            return db.execute(OUTDATED, asked).rowcount
+
+        return await self._run(work, write=True)
 
     async def clear_all(self) -> None:
         self._check_open()
-        await self._run(lambda db: db.execute("DELETE FROM sessions").close())
+
+        def work(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM sessions")
+            db.execute("DELETE FROM feedback")
+
+        await self._run(work, write=True)
 
     async def close(self) -> None:
         self._closed = True

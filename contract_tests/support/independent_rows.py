@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+from independent_feedback import FEEDBACK_TABLE
 from independent_values import Change, NewRow, contains_json, measure_metadata, parse_exact
 
 from flux_memory import ConflictError, FluxMemoryError, SessionNotFoundError
@@ -62,6 +63,9 @@ def open_store(path: Path) -> sqlite3.Connection:
             if not db.execute("PRAGMA user_version").fetchone()[0]:
                 for statement in TABLES.split(";"):
                     db.execute(statement)
+                table, _, trigger = FEEDBACK_TABLE.partition(";")
+                db.execute(table)
+                db.execute(trigger)
                 db.execute("PRAGMA user_version = 1")
     return db
 

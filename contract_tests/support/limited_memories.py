@@ -61,6 +61,7 @@ _REFUSED: Final[dict[Capability, dict[str, tuple[str, ...]]]] = {
     Capability.LIST_CURSOR: {"get_sessions": ("before", "with_metadata")},
     Capability.COUNT_FILTER: {"count_sessions": ("user_id", "metadata")},
     Capability.RETENTION: {"delete_sessions": ()},
+    Capability.FEEDBACK: {"add_feedback": (), "get_feedback": (), "count_feedback": (), "delete_feedback": ()},
 }
 """The calls that need a capability: always, or when one of these arguments is given, of the call or of a message."""
 _UNSET: Final[dict[str, Any]] = {"with_metadata": True}

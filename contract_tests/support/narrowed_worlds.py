@@ -13,7 +13,7 @@ CREATE POLICY own_sessions ON sessions USING (user_id = current_setting('chat.us
 CREATE POLICY own_messages ON messages USING (EXISTS (SELECT FROM sessions WHERE sessions.id = messages.session_id));
 CREATE POLICY "Not x" ON messages AS RESTRICTIVE FOR INSERT TO CURRENT_USER WITH CHECK (id <> 'x');
 """
-FEEDBACK: Final = "CREATE TABLE feedback (session_id varchar(36), message_id varchar(36), title text);"
+REVIEWS: Final = "CREATE TABLE reviews (session_id varchar(36), message_id varchar(36), title text);"
 FOREIGN: Final = "CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER there FOREIGN DATA WRAPPER nothing; "
 
 KEPT: Final = {
@@ -27,8 +27,8 @@ KEPT: Final = {
         + "CREATE STATISTICS of_ids ON id, user_id FROM sessions;"
     ),
     "other tables refer to ours": World(
-        FEEDBACK
-        + "ALTER TABLE feedback ADD FOREIGN KEY (session_id) REFERENCES sessions (id) ON DELETE CASCADE,"
+        REVIEWS
+        + "ALTER TABLE reviews ADD FOREIGN KEY (session_id) REFERENCES sessions (id) ON DELETE CASCADE,"
         + "ADD FOREIGN KEY (session_id, message_id) REFERENCES messages (session_id, id)"
     ),
     "view of columns that stay": World("CREATE VIEW seen AS SELECT role, content FROM messages"),
@@ -67,10 +67,10 @@ ON_MOVED_COLUMNS: Final = {
     ),
     "another table refers to titles": World(
         sessions("ADD CONSTRAINT own UNIQUE (title)")
-        + FEEDBACK
+        + REVIEWS
         # The titles of the rows differ.
-        + "ALTER TABLE feedback ADD CONSTRAINT titled FOREIGN KEY (title) REFERENCES sessions (title)",
-        "ALTER TABLE feedback DROP CONSTRAINT titled; ALTER TABLE sessions DROP CONSTRAINT own; then retry",
+        + "ALTER TABLE reviews ADD CONSTRAINT titled FOREIGN KEY (title) REFERENCES sessions (title)",
+        "ALTER TABLE reviews DROP CONSTRAINT titled; ALTER TABLE sessions DROP CONSTRAINT own; then retry",
     ),
     "titles refer to another table": World(
         "CREATE TABLE topics (name text PRIMARY KEY); INSERT INTO topics SELECT title FROM sessions;"
@@ -103,8 +103,8 @@ ON_MOVED_COLUMNS: Final = {
         r"DROP ROUTINE titled\(text\); then retry",
     ),
     "rule of another table": World(
-        FEEDBACK + "CREATE RULE copy AS ON INSERT TO feedback DO ALSO UPDATE sessions SET title = NEW.title",
-        "DROP RULE copy ON feedback; then retry",
+        REVIEWS + "CREATE RULE copy AS ON INSERT TO reviews DO ALSO UPDATE sessions SET title = NEW.title",
+        "DROP RULE copy ON reviews; then retry",
     ),
 }
 ON_IDS: Final = {
@@ -119,8 +119,8 @@ ON_IDS: Final = {
         "DROP TRIGGER hook ON messages; then retry",
     ),
     "policy of another table": World(
-        FEEDBACK + "CREATE POLICY own ON feedback USING (session_id IN (SELECT id FROM sessions))",
-        "DROP POLICY own ON feedback; then retry",
+        REVIEWS + "CREATE POLICY own ON reviews USING (session_id IN (SELECT id FROM sessions))",
+        "DROP POLICY own ON reviews; then retry",
     ),
     "long ids of type text": World(
         NO_REFERENCE + retype("text") + "UPDATE messages SET id = repeat('x', 256) WHERE id = 'm1'",

@@ -122,12 +122,10 @@ REFERENCES: Final = {
     ),
     "a table of that name, and no orphans": World(NO_REFERENCE + "CREATE TABLE orphaned_messages (x int)"),
     "another table refers to messages": World(
-        "CREATE TABLE feedback (message_id varchar(36) REFERENCES messages (id))",
-        "feedback refers to messages, .* ALTER TABLE feedback DROP CONSTRAINT feedback_message_id_fkey; then retry",
+        "CREATE TABLE reviews (message_id varchar(36) REFERENCES messages (id))",
+        "reviews refers to messages, .* ALTER TABLE reviews DROP CONSTRAINT reviews_message_id_fkey; then retry",
     ),
-    "another table refers to sessions": World(
-        "CREATE TABLE feedback (session_id varchar(36) REFERENCES sessions (id))"
-    ),
+    "another table refers to sessions": World("CREATE TABLE reviews (session_id varchar(36) REFERENCES sessions (id))"),
 }
 TYPES: Final = {
     "ids of type uuid": World(NO_REFERENCE + UUIDS + retype("uuid")),
@@ -135,8 +133,8 @@ TYPES: Final = {
         NO_REFERENCE + NUMBERS + retype("int") + messages("ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY")
     ),
     "ids of type uuid, and another table refers to them": World(
-        NO_REFERENCE + UUIDS + retype("uuid") + "CREATE TABLE feedback (session_id uuid REFERENCES sessions (id))",
-        "ALTER TABLE feedback DROP CONSTRAINT feedback_session_id_fkey; then retry",
+        NO_REFERENCE + UUIDS + retype("uuid") + "CREATE TABLE reviews (session_id uuid REFERENCES sessions (id))",
+        "ALTER TABLE reviews DROP CONSTRAINT reviews_session_id_fkey; then retry",
     ),
     "ids of type text": World(NO_REFERENCE + retype("text")),
     "ids of type char": World(NO_REFERENCE + retype("char(36)")),

@@ -22,6 +22,8 @@ _TYPES: Final[dict[Stage, bytes]] = {
     "query": b"Q",
 }
 _TLS_REQUEST: Final = 80877103
+_READY: Final = b"Z\0\0\0\5I"
+"""The end of an answer, outside a transaction."""
 
 
 class PostgresProxy(Proxy):
@@ -37,6 +39,13 @@ class PostgresProxy(Proxy):
     def lose_reply_to(self, stage: Stage, *, containing: bytes = b"", times: int = 1) -> None:
         """Let the server execute the next messages of a stage, then drop its answer and reset the connection."""
         self._become(_LostReplyTo(stage, containing, times))
+
+    def report_loss_of(self, stage: Stage, code: str, *, times: int = 1) -> None:
+        """Let the server execute the next messages of a stage, then answer with an error over a living connection.
+
+        So does a coordinator that has lost the connection to a worker.
+        """
+        self._become(_ReportedLoss(stage, code, times))
 
     def _connect(self, client: socket.socket, server: socket.socket) -> Connection:
         return _PostgresConnection(client, server)
@@ -95,6 +104,30 @@ class _LostReplyTo(Rule):
         elif connection.awaiting_reply:
             # The answer shows that the server has executed the message.
             connection.reset()
+        else:
+            connection.send(data, upwards=False)
+
+
+class _ReportedLoss(Rule):
+    def __init__(self, stage: Stage, code: str, times: int) -> None:
+        self._type = _TYPES[stage]
+        self._code = code
+        self._left = times
+        self._held: dict[Connection, bytes] = {}
+
+    def passes(self, connection: Connection, data: bytes, *, upwards: bool) -> None:
+        if upwards:
+            if self._left > 0 and _is_at(self._type, data):
+                self._left -= 1
+                # Set before sending: the answer may arrive at once, on the other thread.
+                self._held[connection] = b""
+            connection.send(data, upwards=True)
+        elif connection in self._held:
+            self._held[connection] += data
+            if self._held[connection].endswith(_READY):
+                del self._held[connection]
+                fields = f"SERROR\0VERROR\0C{self._code}\0Mconnection to the worker lost\0\0".encode()
+                connection.send(b"E" + struct.pack("!i", len(fields) + 4) + fields + _READY, upwards=False)
         else:
             connection.send(data, upwards=False)
 

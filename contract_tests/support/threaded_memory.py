@@ -32,6 +32,11 @@ class ThreadedMemory:
         if self._threads is not None:
             self._threads.shutdown(wait=False)
 
+    @property
+    def feedback(self) -> ThreadedFeedback:
+        """See `Memory`."""
+        return ThreadedFeedback(self)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -51,6 +56,20 @@ class ThreadedMemory:
             # The next call on this handle must find the work done, or never to be done.
             await asyncio.wait({answer})
             raise
+
+
+class ThreadedFeedback:
+    """The calls of a `SyncFeedback` as coroutines."""
+
+    def __init__(self, memory: ThreadedMemory) -> None:
+        self._threaded: Final = memory
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            memory = self._threaded
+            return await memory.run(lambda: getattr(memory._memory.feedback, name)(*args, **kwargs))
+
+        return call
 
 
 def _in_a_thread(name: str) -> Callable[..., Any]:

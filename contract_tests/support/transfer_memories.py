@@ -30,7 +30,7 @@ FROM sessions LEFT JOIN session_details ON session_id = id
 ORDER BY id COLLATE "C"
 """
 
-FORGET = "DROP TABLE IF EXISTS flux_memory_moves, flux_memory_moved_sessions"
+FORGET = "DROP TABLE IF EXISTS flux_memory_moves, flux_memory_moved_sessions, flux_memory_moved_feedback"
 """Make a target one that no run moved anything into, so that what was deleted there is moved again."""
 EMPTY = ("DELETE FROM sessions", FORGET)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from flux_memory import BackendUnavailableError, ConversationMemory, Session
-from flux_memory.testkit import ReferenceMemory, ReferenceStore
+from flux_memory.testkit import ALL, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.preflight import Preflight
 from flux_memory.testkit.evidence.document import Evidence, read_evidence
 from flux_memory.testkit.verdicts import BindingFault
@@ -219,7 +219,7 @@ def test_a_broken_memory_is_not_a_fault_of_its_binding(pytester: pytest.Pytester
 def check(preflight: Preflight, factory: Any) -> None:
     """Run the check before a clause as one that lists sessions."""
     preflight.begin("a test")
-    asyncio.run(preflight.check_store(factory, lists=True))
+    asyncio.run(preflight.check_store(factory, claimed=ALL))
 
 
 async def leave_session(store: ReferenceStore) -> None:

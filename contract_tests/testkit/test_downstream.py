@@ -62,12 +62,14 @@ def downstream_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     python = str(place / "environment" / "bin" / "python")
     for command in (
         (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(place), str(PROJECT)),
-        (sys.executable, "-m", "venv", str(place / "environment")),
+        (sys.executable, "-m", "venv", "--without-pip", str(place / "environment")),
     ):
         done = run_command(*command, cwd=place)
         assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = place.glob("*.whl")
-    done = run_command(python, "-m", "pip", "install", "-q", f"{wheel}[testkit]", "pytest-xdist", cwd=place)
+    # Of the packages' modules, the tests import few; those are compiled when they are.
+    install = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile")
+    done = run_command(*install, f"{wheel}[testkit]", "pytest-xdist", cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
     return python
 

@@ -169,6 +169,7 @@ def test_the_seed_of_the_model_is_in_the_report(pytester: pytest.Pytester) -> No
         """
     )
     pytester.makeini(INI)
+    pytester.plugins.clear()
     run_project(pytester, "-k", "FM-MOD-001", "--flux-report=report", "--hypothesis-seed=7")
     assert read_evidence(pytester.path / "report").seeds["model on TestMine"] == "7"
 

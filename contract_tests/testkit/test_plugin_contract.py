@@ -289,6 +289,7 @@ def test_next_to_plugins_that_run_coroutines(pytester: pytest.Pytester, setting:
         def pytest_addoption(parser):
             parser.addini("trio_mode", "that of pytest-trio, if it is not installed", type="bool")
     """)
+    pytester.plugins.clear()
     run_pytest_process(pytester, *BOTH, "-o", harmless).assert_outcomes(passed=2, deselected=count_other_clauses(2))
     refused = run_pytest_process(pytester, *BOTH, "-o", setting)
     assert refused.ret == pytest.ExitCode.USAGE_ERROR

@@ -22,11 +22,9 @@ CONTRACT = """
         async def test_long(self, store):
             await store.open().create_session()
 
-        @clause("FM-AMT-903", promise="Takes long on this store.", impact="Time.")
-        async def test_long_here(self, store):
+        @clause("FM-AMT-903", promise="Takes long, too.", impact="Time.", thorough=True)
+        async def test_long_too(self, store):
             await store.open().create_session()
-            if not store.thorough:
-                store.leave_to_thorough("the store is slow")
 
     class TestMine(Contract):
         backend = "Mine"
@@ -73,7 +71,7 @@ def test_the_fast_profile_names_what_it_leaves_out(project: pytest.Pytester, wor
     assert outcomes(project) == {
         "901": ("held", ""),
         "902": ("thorough only", "it takes too long for the fast profile"),
-        "903": ("thorough only", "the store is slow"),
+        "903": ("thorough only", "it takes too long for the fast profile"),
     }
     assert read_evidence(project.path / "report").environment["profile"] == "fast"
 

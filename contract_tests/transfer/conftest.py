@@ -32,7 +32,7 @@ def is_long(pytestconfig: pytest.Config) -> bool:
 @pytest.fixture(scope="session")
 def kills(is_long: bool) -> int:
     """Kills or interrupts of one test, at random moments."""
-    return 20 if is_long else 5
+    return 20 if is_long else 3
 
 
 @pytest.fixture(params=["DELETE", "WAL"])

@@ -20,17 +20,18 @@ from flux_memory.transfer import Mode, Plan, Status, migrate, migrate_back
 
 GRANTS = (
     "GRANT SELECT ON flux_memory_schema TO {role}",
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, session_details, messages TO {role}",
-    "GRANT SELECT, INSERT ON flux_memory_moves, flux_memory_moved_sessions TO {role}",
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON sessions, session_details, messages, feedback TO {role}",
+    "GRANT SELECT, INSERT ON flux_memory_moves, flux_memory_moved_sessions, flux_memory_moved_feedback TO {role}",
 )
-TABLES = ("sessions", "session_details", "messages")
+TABLES = ("sessions", "session_details", "messages", "feedback")
 ON = "".join(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY;" for table in TABLES)
 FORCED = "".join(
     f"ALTER TABLE {table} OWNER TO {{role}}; ALTER TABLE {table} FORCE ROW LEVEL SECURITY;" for table in TABLES
 )
 EVERY_SESSION = "CREATE POLICY every_session ON sessions USING (TRUE);"
 EVERY_DETAIL = "CREATE POLICY every_detail ON session_details USING (TRUE);"
-EVERY_MESSAGE = EVERY_DETAIL + "CREATE POLICY every_message ON messages USING (TRUE);"
+EVERY_ENTRY = "CREATE POLICY every_entry ON feedback USING (TRUE);"
+EVERY_MESSAGE = EVERY_DETAIL + EVERY_ENTRY + "CREATE POLICY every_message ON messages USING (TRUE);"
 SOME = "CREATE POLICY few ON sessions TO {role} USING (id < 's-8');" + EVERY_MESSAGE
 
 HIDING = {
@@ -42,6 +43,7 @@ HIDING = {
     + "CREATE POLICY not_one ON sessions AS RESTRICTIVE USING (FALSE);",
     "only messages": "ALTER TABLE messages ENABLE ROW LEVEL SECURITY;",
     "only sessions": "ALTER TABLE sessions ENABLE ROW LEVEL SECURITY;",
+    "only feedback": "ALTER TABLE feedback ENABLE ROW LEVEL SECURITY;",
     "only details": "ALTER TABLE session_details ENABLE ROW LEVEL SECURITY;",
     "a policy that shows everything": ON + EVERY_SESSION + EVERY_MESSAGE,
     "the owner, by force": ON + FORCED,
@@ -131,7 +133,7 @@ def test_a_role_that_policies_do_not_concern_moves_everything(path: Path, target
     [
         (
             "no policy",
-            "row-level security is on for sessions, session_details, messages, and no policy lets the role read",
+            "row-level security is on for sessions, session_details, messages, feedback, and no policy lets the",
         ),
         ("a policy of another role", "row-level security is on for sessions, and no policy lets the role read"),
         ("only details", "row-level security is on for session_details, and no policy lets the role read"),
@@ -157,7 +159,9 @@ def test_a_check_says_that_policies_may_hide_rows(target: str) -> None:
             result = await asyncio.to_thread(CliRunner().invoke, main, ["check", "--postgres-dsn", dsn])
             assert result.exit_code == 0
             assert "sessions, 20 messages that the role may see\n" in result.output
-            assert "row-level security on sessions, session_details, messages may hide others\n" in result.output
+            assert (
+                "row-level security on sessions, session_details, messages, feedback may hide others\n" in result.output
+            )
 
     asyncio.run(work())
 

@@ -94,7 +94,7 @@ def test_an_interrupted_migration_to_sqlite_waits_for_its_thread(
 ) -> None:
     """The file is closed after the thread that uses it has ended; otherwise the process crashes."""
     dsn = flux_memory_postgres_dsn
-    asyncio.run(execute(dsn, "DROP TABLE IF EXISTS messages, session_details, sessions, flux_memory_schema"))
+    asyncio.run(execute(dsn, "DROP TABLE IF EXISTS messages, session_details, sessions, feedback, flux_memory_schema"))
     assert move(path, dsn).status is Status.IDENTICAL
     finish = to_sqlite._finish
     at_work = threading.Event()

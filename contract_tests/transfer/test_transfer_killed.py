@@ -167,7 +167,8 @@ with private_directory() as directory:
     assert directory.stat().st_mode & 0o777 == 0o700
     asyncio.run(
         execute(
-            flux_memory_postgres_dsn, "DROP TABLE IF EXISTS messages, session_details, sessions, flux_memory_schema"
+            flux_memory_postgres_dsn,
+            "DROP TABLE IF EXISTS messages, session_details, sessions, feedback, flux_memory_schema",
         )
     )
     assert move(path, flux_memory_postgres_dsn).status is Status.IDENTICAL

@@ -248,7 +248,7 @@ def test_tables_that_were_dropped_have_no_record(path: Path, target: str) -> Non
     """Nothing was moved into tables that were created again."""
     make_file_with_data(path)
     move(path, target)
-    asyncio.run(execute(target, "DROP TABLE messages, session_details, sessions, flux_memory_schema"))
+    asyncio.run(execute(target, "DROP TABLE messages, session_details, sessions, feedback, flux_memory_schema"))
     assert move(path, target).status is Status.IDENTICAL
     assert asyncio.run(fetch_rows(target, SOURCES)) == [(1, 1)]
 

@@ -18,7 +18,7 @@ from flux_memory.transfer import Mode, Plan, Status, migrate
 
 DELETE_TWO: Final = "DELETE FROM sessions WHERE id = 'two'"
 USE: Final = (
-    "GRANT SELECT, INSERT ON sessions, session_details, messages TO {role}",
+    "GRANT SELECT, INSERT ON sessions, session_details, messages, feedback TO {role}",
     "GRANT UPDATE ON sessions TO {role}",
     "GRANT SELECT ON flux_memory_schema TO {role}",
 )
@@ -38,7 +38,7 @@ def test_the_record_is_in_the_tables_schema_and_belongs_to_their_owner(path: Pat
                 await memory.count_sessions()
             assert (await migrate(Plan(sqlite_path=path, postgres_dsn=target))).status is Status.IDENTICAL
             places = "SELECT schemaname, tableowner FROM pg_tables WHERE tablename LIKE 'flux_memory_move%'"
-            assert await fetch_rows(target, places) == [("chat", name)] * 2
+            assert await fetch_rows(target, places) == [("chat", name)] * 3
             assert (await migrate(Plan(sqlite_path=path, postgres_dsn=owner))).status is Status.IDENTICAL
 
     asyncio.run(run())
@@ -72,8 +72,8 @@ def test_a_role_that_may_not_use_the_record_is_refused(deleted: Path, target: st
                 with pytest.raises(SchemaError, match="GRANT SELECT, INSERT ON flux_memory_moves"):
                     await migrate(Plan(sqlite_path=deleted, postgres_dsn=other, mode=mode))
             name = other.partition("://")[2].partition(":")[0]
-            grant = f"GRANT SELECT, INSERT ON flux_memory_moves, flux_memory_moved_sessions TO {name}"
-            await execute(target, grant)
+            tables = "flux_memory_moves, flux_memory_moved_sessions, flux_memory_moved_feedback"
+            await execute(target, f"GRANT SELECT, INSERT ON {tables} TO {name}")
             assert (await migrate(Plan(sqlite_path=deleted, postgres_dsn=other))).status is Status.SKIPPED
 
     asyncio.run(run())

@@ -37,7 +37,7 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
         asyncio.run(
             execute(
                 target,
-                f"GRANT SELECT, INSERT ON sessions, session_details, messages TO {name}",
+                f"GRANT SELECT, INSERT ON sessions, session_details, messages, feedback TO {name}",
                 f"GRANT UPDATE ON sessions TO {name}",
                 f"GRANT SELECT ON flux_memory_schema TO {name}",
             )
@@ -49,8 +49,11 @@ def test_a_role_that_does_not_own_the_tables_can_load(path: Path, target: str) -
 @pytest.mark.parametrize(
     ("lacking", "says"),
     [
-        ("REVOKE INSERT ON messages FROM {role}", "GRANT INSERT ON sessions, session_details, messages"),
-        ("REVOKE INSERT ON session_details FROM {role}", "GRANT INSERT ON sessions, session_details, messages"),
+        ("REVOKE INSERT ON messages FROM {role}", "GRANT INSERT ON sessions, session_details, messages, feedback"),
+        (
+            "REVOKE INSERT ON session_details FROM {role}",
+            "GRANT INSERT ON sessions, session_details, messages, feedback",
+        ),
         ("REVOKE UPDATE ON sessions FROM {role}", "UPDATE ON sessions"),
         ("REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC", "GRANT TEMPORARY ON DATABASE {database}"),
     ],
@@ -66,7 +69,7 @@ def test_a_missing_right_is_found_before_rows_are_moved(
         asyncio.run(
             execute(
                 target,
-                f"GRANT SELECT, INSERT, UPDATE ON sessions, session_details, messages TO {name}",
+                f"GRANT SELECT, INSERT, UPDATE ON sessions, session_details, messages, feedback TO {name}",
                 f"GRANT SELECT ON flux_memory_schema TO {name}",
                 lacking.format(role=name, database=database),
             )
@@ -85,9 +88,9 @@ def test_a_reader_can_compare(path: Path, target: str) -> None:
     comparison = {"mode": Mode.VERIFY, "on_invalid": OnInvalid.QUARANTINE, "quarantine_file": held}
     with temporary_role(target) as (name, dsn):
         asyncio.run(execute(target, f"GRANT SELECT ON flux_memory_schema TO {name}"))
-        with pytest.raises(SchemaError, match="GRANT SELECT ON sessions, session_details, messages"):
+        with pytest.raises(SchemaError, match="GRANT SELECT ON sessions, session_details, messages, feedback"):
             move(path, dsn, **comparison)
-        asyncio.run(execute(target, f"GRANT SELECT ON sessions, session_details, messages TO {name}"))
+        asyncio.run(execute(target, f"GRANT SELECT ON sessions, session_details, messages, feedback TO {name}"))
         assert move(path, dsn, **comparison).status is Status.IDENTICAL
 
 

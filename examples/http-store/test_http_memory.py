@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 from http_memory import HttpMemory
 
-from flux_memory.testkit import MemoryContract, Proxied
+from flux_memory.testkit import ALL, Capability, MemoryContract, Proxied
 
 
 class Space(NamedTuple):
@@ -58,6 +58,7 @@ class TestHttp(MemoryContract):
     """The contract on a space of the service."""
 
     backend = "HTTP"
+    capabilities = ALL & ~Capability.FEEDBACK
 
     @pytest.fixture
     def memory_factory(self, space: Space) -> Callable[[], HttpMemory]:

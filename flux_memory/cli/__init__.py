@@ -8,9 +8,15 @@ from typing import Any
 import click
 
 from flux_memory import __version__
+from flux_memory.cli.backup import backup
 from flux_memory.cli.check import check
 from flux_memory.cli.contract import contract
+from flux_memory.cli.distribute import distribute
+from flux_memory.cli.feedback import feedback
 from flux_memory.cli.migrate import migrate
+from flux_memory.cli.prune import prune
+from flux_memory.cli.restore import restore
+from flux_memory.cli.top import top
 from flux_memory.masking import mask_dsns
 from flux_memory.records.printing import printable
 
@@ -36,7 +42,13 @@ def main() -> None:
 
 main.add_command(check)
 main.add_command(migrate)
+main.add_command(distribute)
 main.add_command(contract)
+main.add_command(prune)
+main.add_command(top)
+main.add_command(feedback)
+main.add_command(backup)
+main.add_command(restore)
 
 
 def run() -> None:

@@ -14,7 +14,7 @@ _ONE: Final = re.compile(r"\b(?<![.,])1 (session|message|row)s\b")
 
 def show_failure(error: BaseException) -> None:
     """Print an error, and below it the words of each cause that its own do not have."""
-    click.echo(printable(f"FAILED  {error}"), err=True)
+    click.echo(printable(in_number(f"FAILED  {error}")), err=True)
     for cause in causes(error):
         click.echo(printable(f"        cause: {cause}"), err=True)
 

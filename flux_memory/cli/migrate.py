@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from flux_memory.cli.failure import show_failure
+from flux_memory.cli.interrupting import interruptible, keeping_handlers
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import FluxMemoryError, InvalidInputError
 from flux_memory.records.printing import printable
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from flux_memory.cli.migrate_display import Display
     from flux_memory.transfer import Plan, Report
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 _REPORTS_BEGIN = (b'{\n  "source": ', b'{\n  "status": ')
 """The beginnings of a report: of a migration that ended, and of one that failed."""
 _EXCLUDED = {
@@ -115,15 +114,11 @@ def _transfer(options: dict[str, Any], *, asks: bool = False) -> Report:
     """Run a transfer and show its verdict; `asks` is whether a question follows that."""
     from flux_memory.cli.migrate_display import Display  # noqa: PLC0415 - rich costs more than --help may
 
-    before = {number: signal.getsignal(number) for number in _ENDING}
-    try:
+    with keeping_handlers():
         work = _work(options)
         with Display(quiet=options["quiet"]) as display:
-            report = asyncio.run(_interruptible(work(display)))
+            report = asyncio.run(interruptible(work(display)))
         display.verdict(report, _for_a_retry(options), asks=asks)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return report
 
 
@@ -232,25 +227,6 @@ def _plan(options: dict[str, Any], dsn: str, source: Path) -> Plan:
         replace=options["replace"],
         restore_deleted=options["restore_deleted"],
     )
-
-
-async def _interruptible(work: Coroutine[Any, Any, Report]) -> Report:
-    """Cancel the work on SIGTERM as on SIGINT, unless it is done."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-
-    def end(*_: object) -> None:
-        if task is not None and not task.done():
-            loop.call_soon_threadsafe(task.cancel)
-
-    # Not the event loop's handlers, which end with the loop, before the verdict is shown.
-    for number in _ENDING:
-        signal.signal(number, end)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        # asyncpg leaves a future behind if its connecting is cancelled; the loop would report it on the terminal.
-        loop.set_exception_handler(lambda *_: None)
-        raise
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ _CLOSING: Final = {
         "more, as shown above; it was left as it is."
     ),
     Status.SKIPPED: (
-        "Done and proven, except for the sessions above that were deleted in PostgreSQL. To move them again, run with "
+        "Done and proven, except for the rows above that were deleted in PostgreSQL. To move them again, run with "
         "--restore-deleted."
     ),
     Status.READY: "Ready: {ready}. Run again without --dry-run to move it.",
@@ -141,7 +141,7 @@ class Display:
         if report.preflight.refused:
             self.say(
                 f"Cannot be moved: {report.preflight.refused_sessions:,} sessions, "
-                f"{report.preflight.refused_messages:,} messages"
+                f"{report.preflight.refused_messages:,} messages{_and_entries(report.preflight.refused_feedback)}"
                 f"{f'; they are in {report.quarantine}' if report.quarantine else ''}"
             )
         if report.preflight.ties:
@@ -179,6 +179,8 @@ class Display:
             )
         else:
             self.say("PostgreSQL would lose no session and no message")
+        if lost.feedback_only_in_target:
+            self.say(f"PostgreSQL would lose {_entries(lost.feedback_only_in_target)}")
         if lost.first_only_in_target:
             self.say(f"  First sessions: {', '.join(lost.first_only_in_target)}")
         if lost.differences:
@@ -192,11 +194,15 @@ class Display:
         moved = report.moved
         if moved is None:
             return
-        self.say(f"Moved {moved.sessions:,} sessions, {moved.messages:,} messages")
-        if moved.replaced_sessions or moved.replaced_messages:
-            self.say(f"Replaced {moved.replaced_sessions:,} sessions, {moved.replaced_messages:,} messages")
-        if moved.skipped_sessions or moved.skipped_messages:
-            self.say(f"Already there: {moved.skipped_sessions:,} sessions, {moved.skipped_messages:,} messages")
+        self.say(f"Moved {moved.sessions:,} sessions, {moved.messages:,} messages{_and_entries(moved.feedback)}")
+        if moved.replaced_sessions or moved.replaced_messages or moved.replaced_feedback:
+            entries = _and_entries(moved.replaced_feedback)
+            self.say(f"Replaced {moved.replaced_sessions:,} sessions, {moved.replaced_messages:,} messages{entries}")
+        if moved.skipped_sessions or moved.skipped_messages or moved.skipped_feedback:
+            entries = _and_entries(moved.skipped_feedback)
+            self.say(
+                f"Already there: {moved.skipped_sessions:,} sessions, {moved.skipped_messages:,} messages{entries}"
+            )
         if moved.first_conflicts:
             self.say(
                 f"In conflict, and left as they are: {moved.conflicting_sessions:,} sessions (with {moved.held_back:,} "
@@ -210,18 +216,28 @@ class Display:
             return
         back = "://" in report.source
         here, there = ("File", "PostgreSQL") if back else ("SQLite", "PostgreSQL")
-        table = Table("Verification", Column("sessions", justify="right"), Column("messages", justify="right"))
-        table.add_row(here, f"{found.sessions:,}", f"{found.messages:,}")
-        table.add_row(there, f"{found.target_sessions:,}", f"{found.target_messages:,}")
+        table = Table("Verification", *(Column(name, justify="right") for name in ("sessions", "messages", "feedback")))
+        table.add_row(here, f"{found.sessions:,}", f"{found.messages:,}", f"{found.feedback:,}")
+        table.add_row(there, f"{found.target_sessions:,}", f"{found.target_messages:,}", f"{found.target_feedback:,}")
         if self._console.is_terminal:
             self._console.print(table)
         else:
-            self.say(f"Verification: {here}: {found.sessions:,} sessions, {found.messages:,} messages")
-            self.say(f"              {there}: {found.target_sessions:,} sessions, {found.target_messages:,} messages")
+            mine, theirs = _and_entries(found.feedback), _and_entries(found.target_feedback)
+            self.say(f"Verification: {here}: {found.sessions:,} sessions, {found.messages:,} messages{mine}")
+            self.say(
+                f"              {there}: {found.target_sessions:,} sessions, {found.target_messages:,} messages{theirs}"
+            )
         if found.only_in_target or found.added_since:
             self.say(
                 f"Only in {there}: {found.only_in_target:,} sessions, and {found.added_since:,} messages of sessions "
                 f"that are on both sides. First sessions: {', '.join(found.first_only_in_target)}"
+            )
+        if found.feedback_only_in_target:
+            self.say(f"Only in {there}: {_entries(found.feedback_only_in_target)}")
+        if found.feedback_deleted_since:
+            self.say(
+                f"Skipped, since an earlier run moved them and they were deleted in {there}: "
+                f"{_entries(found.feedback_deleted_since)}"
             )
         if found.deleted_since:
             self.say(
@@ -252,6 +268,14 @@ class Display:
         if not self._progress.disable:
             self._progress.remove_task(self._task)
         self._progress.stop()
+
+
+def _entries(number: int) -> str:
+    return f"{number:,} {'entry' if number == 1 else 'entries'} of feedback"
+
+
+def _and_entries(number: int) -> str:
+    return f", {_entries(number)}" if number else ""
 
 
 def _counted(kinds: Mapping[str, int]) -> str:

@@ -18,6 +18,8 @@ __all__ = ["Dsn", "SecretText", "mask_dsn", "parse_dsn"]
 
 
 _ENDS: Final = "'\" "
+_FOR_READS: Final = frozenset({"standby", "prefer-standby", "read-only"})
+"""Values of target_session_attrs with which the driver prefers a server that accepts no writes."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,39}")
 
 
@@ -29,6 +31,8 @@ class Dsn(NamedTuple):
     arguments: dict[str, Any]
     shown: str
     """The DSN as messages show it."""
+    reads_only: bool = False
+    """Whether it asks for servers that accept no writes."""
 
     def connecting(self) -> dict[str, Any]:
         """Return the arguments for `asyncpg.connect`, which then reads no address, user or database elsewhere."""
@@ -78,7 +82,7 @@ def _parse(dsn: str) -> Dsn:
         arguments["password"] = SecretText(password)
     if given:
         arguments["dsn"] = SecretText(f"postgresql://?{urlencode(given, safe='/', quote_via=quote)}")
-    return Dsn(addresses, arguments, mask_dsn(dsn))
+    return Dsn(addresses, arguments, mask_dsn(dsn), given.get("target_session_attrs") in _FOR_READS)
 
 
 def _check_form(dsn: str) -> None:

@@ -50,22 +50,35 @@ from flux_memory.records.checking import (
 )
 from flux_memory.records.filters import check_filter, contains
 from flux_memory.records.metadata import TooLongError, decode_metadata, encode_metadata, merge_metadata
+from flux_memory.records.ratings import (
+    FeedbackRow,
+    build_feedback,
+    build_stats,
+    check_feedback_filter,
+    check_new_feedback,
+    check_rating,
+    feedback_id_taken,
+)
 from flux_memory.records.text import check_id, check_text
 from flux_memory.records.timestamps import format_time, utc_now
 
 __all__ = [
+    "FeedbackRow",
     "Fork",
     "MessageRow",
     "SessionRow",
     "SessionUpdate",
     "TooLongError",
+    "build_feedback",
     "build_messages",
     "build_session",
     "build_sessions",
+    "build_stats",
     "check_batch",
     "check_count",
     "check_cursors",
     "check_deletion",
+    "check_feedback_filter",
     "check_filter",
     "check_flag",
     "check_fork",
@@ -73,9 +86,11 @@ __all__ = [
     "check_limit",
     "check_lookup",
     "check_moment",
+    "check_new_feedback",
     "check_new_message",
     "check_new_session",
     "check_owner",
+    "check_rating",
     "check_revision",
     "check_seconds",
     "check_session_cursor",
@@ -86,6 +101,7 @@ __all__ = [
     "decode_metadata",
     "drop_repeats",
     "encode_metadata",
+    "feedback_id_taken",
     "format_time",
     "make_id",
     "make_revision",

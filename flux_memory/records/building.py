@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
@@ -16,6 +16,8 @@ from flux_memory.records.metadata import TooLongError, decode_all_metadata, deco
 Record = TypeVar("Record", Message, Session)
 Row: TypeAlias = Sequence[Any]
 
+_MESSAGE_COLUMNS: Final = "id, role, content, metadata, created_at"
+_SESSION_COLUMNS: Final = "id, user_id, title, created_at, updated_at, metadata, revision, message_count"
 _ROW_CHARACTERS: Final = 400
 """Characters of JSON that take as long to decode as a record without metadata takes to build."""
 _CHUNK_ROWS: Final = 128
@@ -34,6 +36,7 @@ def build_messages(session_id: str, rows: Sequence[Row], *, most: int = sys.maxs
     Raises:
         TooLongError: It would take as long as decoding more than `most` characters of JSON.
         FluxMemoryError: A row is corrupt; the message names it.
+        TypeError: A row is not a sequence of five values.
     """
     return _build_in_chunks(rows[::-1], most, _sound_messages, partial(_message, session_id))
 
@@ -55,7 +58,10 @@ def _sound_messages(rows: Sequence[Row], most: int) -> list[Message]:
 
 
 def _message(session_id: str, row: Row, most: int) -> Message:
-    id_, role, content, metadata, created_at = row
+    try:
+        id_, role, content, metadata, created_at = row
+    except (ValueError, TypeError) as error:
+        raise _not_a_row(row, _MESSAGE_COLUMNS) from error
     try:
         if not type(id_) is type(role) is type(content) is str:
             raise TypeError(describe_not_text(id_, role, content))
@@ -67,6 +73,8 @@ def _message(session_id: str, row: Row, most: int) -> Message:
             "created_at": timestamps.check(created_at),
         }
     except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(row, Mapping):
+            raise _not_a_row(row, _MESSAGE_COLUMNS) from error
         raise FluxMemoryError(f"message {id_!r} of session {session_id!r} cannot be read: {error}") from error
 
 
@@ -81,8 +89,12 @@ def build_session(row: Row, *, most: int = sys.maxsize) -> Session:
     Raises:
         TooLongError: The metadata has more than `most` characters.
         FluxMemoryError: The row is corrupt; the message names it.
+        TypeError: The row is not a sequence of eight values.
     """
-    id_, user_id, title, created_at, updated_at, metadata, revision, message_count = row
+    try:
+        id_, user_id, title, created_at, updated_at, metadata, revision, message_count = row
+    except (ValueError, TypeError) as error:
+        raise _not_a_row(row, _SESSION_COLUMNS) from error
     try:
         if not type(id_) is type(user_id) is type(title) is type(revision) is str:
             raise TypeError(describe_not_text(id_, user_id, title, revision))
@@ -97,6 +109,8 @@ def build_session(row: Row, *, most: int = sys.maxsize) -> Session:
             "revision": revision,
         }
     except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(row, Mapping):
+            raise _not_a_row(row, _SESSION_COLUMNS) from error
         raise FluxMemoryError(f"session {id_!r} cannot be read: {error}") from error
 
 
@@ -110,6 +124,7 @@ def build_sessions(rows: Sequence[Row], *, most: int = sys.maxsize) -> list[Sess
     Raises:
         TooLongError: It would take as long as decoding more than `most` characters of JSON.
         FluxMemoryError: A row is corrupt; the message names it.
+        TypeError: A row is not a sequence of eight values.
     """
     return _build_in_chunks(rows, most, _sound_sessions, lambda row, most: build_session(row, most=most))
 
@@ -164,6 +179,15 @@ def _all_text(*columns: tuple[Any, ...]) -> tuple[tuple[str, ...], ...]:
     if set(map(type, chain.from_iterable(columns))) != {str}:
         raise TypeError("a value is not text")
     return columns
+
+
+def _not_a_row(row: object, columns: str) -> TypeError:
+    """Return the error for what a query selected instead of these columns."""
+    if isinstance(row, Sized) and not isinstance(row, Mapping | str):
+        found = f"this one has {len(row)}"
+    else:
+        found = f"this one is of type {type(row).__name__}"
+    return TypeError(f"a row is a sequence of the values ({columns}), and {found}; select these columns in this order")
 
 
 def describe_not_text(*values: object) -> str:

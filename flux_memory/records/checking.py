@@ -29,8 +29,10 @@ if sys.version_info >= (3, 14):
 else:
     from uuid6 import uuid7
 
-MAX_COUNT: Final = 2**63 - 1
-"""The largest `limit` or `offset` that an engine takes."""
+MAX_COUNT: Final = 2**62 - 1
+"""The largest `limit` or `offset` that an engine gets: their sum still has 64 bits, which some engines add up."""
+MAX_INTEGER: Final = 2**63 - 1
+"""The largest integer of an engine, such as the number of a message."""
 
 _ROW_PARTS: Final = 16
 """Parts of JSON that take as long to encode as a message without metadata takes to check."""
@@ -254,7 +256,7 @@ def message_id_taken(session_id: str, message_id: str) -> ConflictError:
 
 
 def check_count(name: str, value: object) -> int:
-    """Return a number of rows, such as an `offset`; one above 2**63 - 1 becomes that.
+    """Return a number of rows, such as an `offset`; one above 2**62 - 1 becomes that.
 
     Args:
         name: The argument's name, for the error.
@@ -291,7 +293,7 @@ def check_seconds(name: str, value: object) -> float:
 
 
 def check_limit(value: object) -> int:
-    """Return a `limit` as `check_count` does; `None`, which means all, becomes 2**63 - 1.
+    """Return a `limit` as `check_count` does; `None`, which means all, becomes 2**62 - 1.
 
     Args:
         value: The argument.

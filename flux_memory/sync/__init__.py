@@ -11,11 +11,12 @@ from flux_memory.protocol import Message, Metadata, NewMessage, Session
 from flux_memory.records.changes import check_keys
 from flux_memory.records.checking import list_messages
 from flux_memory.sync.blocking import BlockingCalls
+from flux_memory.sync.ratings import SyncFeedback
 
 if TYPE_CHECKING:
     from flux_memory.settings import Settings
 
-__all__ = ["SyncMemory", "create_memory"]
+__all__ = ["SyncFeedback", "SyncMemory", "create_memory"]
 
 
 def create_memory(settings: Settings | None = None) -> SyncMemory:
@@ -49,6 +50,11 @@ class SyncMemory(BlockingCalls):
     Raises:
         InvalidTypeError: `memory` is not a `Memory`.
     """
+
+    @property
+    def feedback(self) -> SyncFeedback:
+        """Ratings of answers: the methods of `Feedback`, on the same store and with the same errors and deadlines."""
+        return SyncFeedback(lambda call: self._call(lambda memory: call(memory.feedback)))
 
     def create_session(
         self,
@@ -295,7 +301,7 @@ class SyncMemory(BlockingCalls):
         self._call(lambda memory: memory.update_session_title(session_id, title))
 
     def delete_session(self, session_id: str, *, expected_revision: str | None = None) -> None:
-        """Remove a session and its messages. An unknown id is not an error, so that a retry is safe.
+        """Remove a session and its messages. An unknown id is not an error, so that a retry is safe. Feedback is kept.
 
         Args:
             session_id: A session's id.
@@ -312,6 +318,9 @@ class SyncMemory(BlockingCalls):
         They are removed in bounded batches, between which other calls proceed. A call that fails may have removed some
         of them; call again.
 
+        With a `user_id` alone, which is not empty, the feedback of this user is erased as well, also that on sessions
+        deleted before. With `inactive_since`, feedback is kept.
+
         Args:
             user_id: Only sessions of this user.
             inactive_since: Only sessions whose `updated_at` is before this time, which must have a time zone.
@@ -322,7 +331,7 @@ class SyncMemory(BlockingCalls):
         return self._call(lambda memory: memory.delete_sessions(user_id=user_id, inactive_since=inactive_since))
 
     def clear_all(self) -> None:
-        """Remove every session and every message."""
+        """Remove every session, every message and all feedback."""
         self._call(lambda memory: memory.clear_all())
 
     def close(self) -> None:

@@ -51,6 +51,7 @@ class Capability(Flag):
     LIST_CURSOR = auto()
     COUNT_FILTER = auto()
     RETENTION = auto()
+    FEEDBACK = auto()
 
     @property
     def words(self) -> str:
@@ -72,8 +73,9 @@ CORE: Final = ALL & ~(
     | Capability.LIST_CURSOR
     | Capability.COUNT_FILTER
     | Capability.RETENTION
+    | Capability.FEEDBACK
 )
-"""What keeps conversations: all capabilities but those that change them or find parts of them."""
+"""What keeps conversations: all capabilities but those that change them, find parts of them or rate them."""
 
 MEANING: Final[dict[Capability, str]] = {
     Capability.BATCH: "`add_messages` adds several messages, all or none.",
@@ -105,5 +107,6 @@ MEANING: Final[dict[Capability, str]] = {
     Capability.LIST_CURSOR: "`before` pages through `get_sessions`, and `with_metadata` leaves metadata out.",
     Capability.COUNT_FILTER: "`count_sessions` counts the sessions of a user, or with metadata.",
     Capability.RETENTION: "`delete_sessions` removes the sessions of a user, or inactive ones.",
+    Capability.FEEDBACK: "`feedback` keeps ratings of answers, with comments and corrected answers.",
 }
 """Each capability in a sentence."""

@@ -38,6 +38,7 @@ GROUPS: Final = {
     "DEL": "Deletion",
     "BAT": "Batches",
     "CRE": "Sessions created by adds",
+    "FBK": "Feedback",
     "CON": "Concurrency",
     "CAN": "Cancellation",
     "DLN": "Deadlines",

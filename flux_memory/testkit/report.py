@@ -8,11 +8,12 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from flux_memory.testkit.evidence.properties import (
+    ADVICE,
     BACKEND,
     BACKEND_VERSION,
     CAPABILITY,
@@ -24,6 +25,9 @@ from flux_memory.testkit.evidence.properties import (
     SERVER,
 )
 from flux_memory.testkit.servers.runs import SERVER_FIXTURE, VERSION_FIXTURE
+
+if TYPE_CHECKING:
+    from flux_memory.testkit.clauses import Clause
 
 _PLUGGED_IN: Final = "test_plugged_in.py"
 _NEEDED_LATE: Final = ("evidence.environment", "evidence.files", "evidence.table")
@@ -241,18 +245,41 @@ def pytest_runtest_makereport(
     if result is not None and result.get("fault"):
         _explain_fault(item, call, report, result)
     elif report.failed and call.excinfo is not None:
-        lines = [
-            f"promised:  {clause.promise}",
-            f"users lose: {clause.impact}",
-            f"seen:      {call.excinfo.exconly():.600}",
-        ]
-        if reproduction:
-            lines += ["to reproduce:", "", reproduction]
-        report.sections.append((f"{clause_id} does not hold for {backend_of(item)}", "\n".join(lines)))
+        _explain_failure(item, clause, call.excinfo, report, reproduction)
     if result is not None:
         report.user_properties.append((RESULT, result))
         correct(report, clause_id, result, strict=item.config.option.flux_strict)
     return report
+
+
+def _explain_failure(
+    item: pytest.Item,
+    clause: Clause,
+    raised: pytest.ExceptionInfo[BaseException],
+    report: pytest.TestReport,
+    reproduction: str,
+) -> None:
+    """Add the promise, the cost, the error and a reproduction; of a missing call, say what to do instead of where."""
+    seen = raised.exconly()
+    if (advice := _advise_on_claims(item)) is not None:
+        report.user_properties.append((ADVICE, advice))
+        if raised.errisinstance((AttributeError, TypeError)):
+            report.longrepr = f"{seen}\n{advice}"
+    lines = [f"promised:  {clause.promise}", f"users lose: {clause.impact}", f"seen:      {seen:.600}"]
+    if reproduction:
+        lines += ["to reproduce:", "", reproduction]
+    report.sections.append((f"{clause.id} does not hold for {backend_of(item)}", "\n".join(lines)))
+
+
+def _advise_on_claims(item: pytest.Item) -> str | None:
+    """Return what the memory lacks of its claims, as the check before the first clause found; None if nothing."""
+    from flux_memory.testkit.contract.missing_calls import advise
+    from flux_memory.testkit.contract.preflight import preflight_of
+    from flux_memory.testkit.declarations import capabilities_of
+
+    if not (missing := preflight_of(item).missing):
+        return None
+    return advise(missing, capabilities_of(item), plugged_in=item.path.name == _PLUGGED_IN)
 
 
 def _explain_fault(

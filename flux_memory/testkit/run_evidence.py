@@ -140,6 +140,9 @@ class RunEvidence:
             from flux_memory.testkit.evidence.table import write_table
 
             write_table(terminalreporter, self.evidence(self.collector))
+            for name, backend in self.collector.backends.items():
+                if backend.advice is not None:
+                    terminalreporter.write_line(f"flux-memory: {name}: {backend.advice}", red=True)
         elif self._expected and not self._config.option.collectonly:
             names = ", ".join(self._expected)
             count = sum(len(_without_parameters(expected)) for expected in self._expected.values())

@@ -12,10 +12,12 @@ from uuid import UUID
 
 from flux_memory.dsn import mask_dsn
 from flux_memory.errors import FluxMemoryError, MigrationError
-from flux_memory.transfer.plan import Mode, OnInvalid, Plan
+from flux_memory.transfer.feedback_stage import FeedbackStage
+from flux_memory.transfer.plan import Mode, OnInvalid, Plan, describe_target
 from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.quarantine import add_sessions_of_target, refuse_unwritable, to_scratch, write_quarantine
 from flux_memory.transfer.report import Report, Status
+from flux_memory.transfer.rows.ratings import FeedbackSpool
 from flux_memory.transfer.rows.spool import RefusedRow, SessionDigest, Spool, all_digests
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.helper import read_all
@@ -24,13 +26,12 @@ from flux_memory.transfer.source.reader import Source, inspect_source, refuse_un
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
 from flux_memory.transfer.target.load import added_columns, load, refuse_to_replace, replace
 from flux_memory.transfer.target.merge import MergeResult
-from flux_memory.transfer.target.moves import MoveRecord, find_source_ids, may_read_record, open_record
+from flux_memory.transfer.target.moves import NOT_RECORDED, MoveRecord, find_source_ids, may_read_record, open_record
 from flux_memory.transfer.target.parallel import merge_parts
 from flux_memory.transfer.target.rehearsal import load_first
 from flux_memory.transfer.target.server import (
     ANALYZE,
     WRITING,
-    Target,
     analyze,
     inspect_target,
     make_durable,
@@ -45,11 +46,6 @@ from flux_memory.transfer.tempfiles import private_directory
 from flux_memory.transfer.threads import run_in_thread
 
 Result = TypeVar("Result")
-
-_NOT_RECORDED: Final = (
-    "The target keeps no record of this move, since the role does not own the tables, or may not create tables in "
-    "their schema. A later run would move deleted sessions again. Let their owner run the first migration"
-)
 
 
 async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
@@ -89,19 +85,23 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
                         await prepare_schema(connection)
                         await add_sessions_of_target(path, connection)
         snapshot = stack.enter_context(snapshot_of(path))
-        with Spool() as spool:
-            await _Migration(plan, report, snapshot, spool, watcher or NullWatcher()).run()
+        with Spool() as spool, FeedbackSpool() as entries:
+            feedback = FeedbackStage(plan, entries)
+            await _Migration(report, snapshot, spool, feedback, watcher or NullWatcher()).run()
     return report
 
 
 class _Migration:
-    def __init__(self, plan: Plan, report: Report, snapshot: Snapshot, spool: Spool, watcher: Watcher) -> None:
-        self._plan: Final = plan
+    def __init__(
+        self, report: Report, snapshot: Snapshot, spool: Spool, feedback: FeedbackStage, watcher: Watcher
+    ) -> None:
+        self._plan: Final = feedback.plan
         self._report: Final = report
         self._watcher: Final = watcher
         self._snapshot: Final = snapshot
-        self._validator: Final = RowValidator(plan.assume_timezone)
+        self._validator: Final = RowValidator(feedback.plan.assume_timezone)
         self._spool: Final = spool
+        self._feedback: Final = feedback
         self._parts: list[Spool] = []
         self._filled = False
         """Whether an empty target was filled, whose statistics the server does not have yet."""
@@ -114,7 +114,7 @@ class _Migration:
         async with open_connection(plan.postgres_dsn) as connection:
             for_reading = plan.mode is Mode.VERIFY
             target = await inspect_target(connection, for_reading=for_reading, replaces=plan.replace)
-            self._watcher.say(_describe(target, plan, report.target))
+            self._watcher.say(describe_target(target, plan, report.target))
             if plan.replace and target.has_tables:
                 await refuse_to_replace(connection)
             await self._retry_if_changed(lambda: self._preflight(sessions + messages))
@@ -165,7 +165,9 @@ class _Migration:
 
         def read() -> tuple[PreflightResult, list[Spool]]:
             source, helper = self._source(), self._snapshot.helper
-            return read_all(helper, source, self._validator, self._spool, advance, keeps_rows=keeps_rows)
+            found, parts = read_all(helper, source, self._validator, self._spool, advance, keeps_rows=keeps_rows)
+            self._feedback.read(source, self._validator, self._spool, found)
+            return found, parts
 
         with self._report.phase(self._watcher, "Preflight", rows):
             self._report.preflight, self._parts = await self._read_in_thread(read)
@@ -192,10 +194,11 @@ class _Migration:
     async def _prepare(self, connection: Any) -> MoveRecord | None:
         await prepare_schema(connection)
         digests = all_digests(self._parts)
-        plan, sessions = self._plan, self._report.preflight.sessions
-        record = await open_record(connection, plan.sqlite_path, digests, sessions, complete=not plan.retry)
+        plan, found = self._plan, self._report.preflight
+        record = await open_record(connection, plan.sqlite_path, digests, found.sessions, complete=not plan.retry)
+        await self._feedback.prepare(connection, has_record=record is not None)
         if record is None:
-            self._watcher.say(_NOT_RECORDED)
+            self._watcher.say(NOT_RECORDED)
         return record
 
     async def _rehearse(self, connection: Any, *, replaces: bool) -> None:
@@ -208,6 +211,7 @@ class _Migration:
             if replaces:
                 report.losses = Losses(columns=await added_columns(connection))
                 await compare(report.losses, connection, *self._source_side())
+                await self._feedback.compare(report.losses, connection)
             elif not plan.replace:
                 source_ids = await self._find_source_ids(connection)
                 found = await self._compare(connection, source_ids, Forecast())
@@ -220,13 +224,14 @@ class _Migration:
                 restores_deleted=plan.restore_deleted,
                 watcher=self._watcher,
             )
+            await self._feedback.rehearse(connection)
             if only_loaded:
                 # A trigger may have dropped or changed a row without an error.
                 loaded = islice(first.digests(), first.kept_sessions)
                 await self._compare(connection, source_ids, Comparison() if whole else Forecast(), loaded)
         if report.status is not Status.DIFFERENT:
             report.status = Status.READY
-            report.verification = found if found.deleted_since else None
+            report.verification = found if found.skipped else None
 
     async def _move(self, connection: Any) -> None:
         plan, report, watcher = self._plan, self._report, self._watcher
@@ -236,7 +241,9 @@ class _Migration:
             await self._replace(connection, record)
             return
         with report.phase(watcher, "Load", report.preflight.sessions + report.preflight.messages):
-            report.moved = await self._load(connection, record)
+            moved = report.moved = await self._load(connection, record)
+            moved.feedback = await self._feedback.load(connection)
+            moved.skipped_feedback = report.preflight.feedback - moved.feedback
         if self._filled:
             with report.phase(watcher, "Analyze", None):
                 await analyze(connection)
@@ -271,6 +278,7 @@ class _Migration:
         await connection.execute(WRITING)
         with report.phase(self._watcher, "Load", found.sessions + found.messages):
             before = await replace(connection, self._parts, found, self._watcher, record)
+            entries = await self._feedback.replace(connection)
         with report.phase(self._watcher, "Analyze", None):
             await connection.execute(ANALYZE)
         with report.phase(self._watcher, "Verify", None):
@@ -281,7 +289,12 @@ class _Migration:
         else:
             await transaction.commit()
             report.moved = MergeResult(
-                found.sessions, found.messages, replaced_sessions=before[0], replaced_messages=before[1]
+                found.sessions,
+                found.messages,
+                replaced_sessions=before[0],
+                replaced_messages=before[1],
+                feedback=found.feedback,
+                replaced_feedback=entries,
             )
 
     async def _prove(self, connection: Any) -> None:
@@ -314,13 +327,15 @@ class _Migration:
         await compare(
             found, connection, source, validator, digests or every, source_ids=source_ids, skips_deleted=skips_deleted
         )
+        if digests is None:
+            await self._feedback.compare(found, connection)
         await check_keys(found, connection)
         # A trigger may keep a row that is to be replaced.
         if not (found.identical if self._plan.replace else found.contained):
             report.status = Status.DIFFERENT
         elif report.preflight.refused:
             report.status = Status.QUARANTINED
-        elif found.deleted_since:
+        elif found.skipped:
             report.status = Status.SKIPPED
         else:
             report.status = Status.IDENTICAL if found.identical else Status.CONTAINED
@@ -333,18 +348,3 @@ class _Migration:
     async def _read_in_thread(self, work: Callable[[], Result]) -> Result:
         """Read the source in a thread that `interrupt` ends."""
         return await run_in_thread(work, self._snapshot.interrupt)
-
-
-def _describe(target: Target, plan: Plan, shown: str) -> str:
-    fate = "are kept"
-    if plan.replace:
-        fate = "would be replaced" if plan.mode is Mode.PREFLIGHT else "will be replaced"
-    where = f"PostgreSQL {target.server_version} at {shown}"
-    if target.original:
-        return (
-            f"Target: {where}, with the original application's tables: {target.sessions:,} sessions, "
-            f"{target.messages:,} messages; the tables are upgraded in place, and the rows {fate}"
-        )
-    if target.sessions or target.messages:
-        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which {fate}"
-    return f"Target: {where}, empty"

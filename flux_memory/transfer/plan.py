@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flux_memory.transfer.target.server import Target
 
 
 class OnInvalid(StrEnum):
@@ -47,3 +51,19 @@ class Plan:
     """Make the target exactly the source; rows that only the target has are deleted."""
     restore_deleted: bool = False
     """Move also sessions that were deleted in the target since an earlier run moved them."""
+
+
+def describe_target(target: Target, plan: Plan, shown: str) -> str:
+    """Return a line on what is in the target, and what becomes of it; `shown` is its DSN without the password."""
+    fate = "are kept"
+    if plan.replace:
+        fate = "would be replaced" if plan.mode is Mode.PREFLIGHT else "will be replaced"
+    where = f"PostgreSQL {target.server_version} at {shown}"
+    if target.original:
+        return (
+            f"Target: {where}, with the original application's tables: {target.sessions:,} sessions, "
+            f"{target.messages:,} messages; the tables are upgraded in place, and the rows {fate}"
+        )
+    if target.sessions or target.messages:
+        return f"Target: {where}, with {target.sessions:,} sessions, {target.messages:,} messages, which {fate}"
+    return f"Target: {where}, empty"

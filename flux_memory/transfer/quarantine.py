@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.errors import MigrationError
-from flux_memory.transfer.rows.raw import MESSAGE_FIELDS, SESSION_FIELDS, RawRow
+from flux_memory.transfer.rows.raw import FEEDBACK_FIELDS, MESSAGE_FIELDS, SESSION_FIELDS, RawRow
 from flux_memory.transfer.rows.spool import RefusedRow
 from flux_memory.transfer.target.server import SELECT_SESSIONS
 from flux_memory.transfer.tempfiles import publish, unproven_file
@@ -23,6 +23,9 @@ from flux_memory.transfer.tempfiles import publish, unproven_file
 SCRATCH: Final = """
 CREATE TABLE sessions (id, user_id, title, metadata, created_at, updated_at);
 CREATE TABLE messages (session_id, id, role, content, metadata, created_at);
+CREATE TABLE feedback (
+    id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at
+);
 CREATE INDEX messages_by_session ON messages (session_id, created_at);
 CREATE INDEX sessions_by_id ON sessions (id);
 CREATE TEMP TABLE contexts (id, user_id, title, metadata, created_at, updated_at);
@@ -35,6 +38,7 @@ INSERT INTO sessions
 SELECT DISTINCT * FROM contexts WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id IS contexts.id)
 """
 INSERT_MESSAGE: Final = "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?)"
+INSERT_FEEDBACK: Final = "INSERT INTO feedback VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_ORPHANED: Final = """
 SELECT DISTINCT session_id FROM messages
 WHERE typeof(session_id) = 'text'
@@ -43,6 +47,8 @@ WHERE typeof(session_id) = 'text'
 ORDER BY session_id
 LIMIT ?
 """
+_FIELDS: Final = {"sessions": SESSION_FIELDS, "messages": MESSAGE_FIELDS, "feedback": FEEDBACK_FIELDS}
+_INSERTS: Final = {"sessions": INSERT_SESSION, "messages": INSERT_MESSAGE, "feedback": INSERT_FEEDBACK}
 _PAGE_SESSIONS: Final = 1_000
 
 
@@ -86,7 +92,7 @@ def write_quarantine(path: Path, rows: Iterable[RefusedRow]) -> None:
 
 
 def _entry(refused: RefusedRow) -> dict[str, Any]:
-    names = SESSION_FIELDS if refused.table == "sessions" else MESSAGE_FIELDS
+    names = _FIELDS[refused.table]
     entry: dict[str, Any] = {
         "table": refused.table,
         "problems": [f"{problem.column}: {problem.kind}: {problem.detail}" for problem in refused.problems],
@@ -144,12 +150,10 @@ def to_scratch(path: Path, scratch: Path, stopped: Callable[[], bool]) -> None:
             if stopped():
                 raise MigrationError(f"{path} was not read to its end: cancelled")
             try:
-                if entry["table"] == "sessions":
-                    db.execute(INSERT_SESSION, _row(SESSION_FIELDS, entry["row"]))
-                elif entry["table"] == "messages":
-                    db.execute(INSERT_MESSAGE, _row(MESSAGE_FIELDS, entry["row"]))
-                else:
-                    raise ValueError("'table' must be 'sessions' or 'messages'")
+                table = entry["table"]
+                if table not in _FIELDS:
+                    raise ValueError("'table' must be 'sessions', 'messages' or 'feedback'")
+                db.execute(_INSERTS[table], _row(_FIELDS[table], entry["row"]))
                 if "session" in entry:
                     db.execute(INSERT_CONTEXT, _row(SESSION_FIELDS, entry["session"]))
             except (KeyError, TypeError, ValueError, OverflowError, sqlite3.Error) as error:

@@ -16,12 +16,15 @@ from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.report import Report, Status
 from flux_memory.transfer.rows.pgcopy import CopyReader
 from flux_memory.transfer.rows.postgres_time import time_text
+from flux_memory.transfer.rows.ratings import FeedbackSpool
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.preflight import preflight
+from flux_memory.transfer.source.ratings import read_feedback
 from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_source
 from flux_memory.transfer.target.copy_out import copy_out
 from flux_memory.transfer.target.merge import MergeResult
+from flux_memory.transfer.target.ratings import compare_feedback
 from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction
 from flux_memory.transfer.target.verify import Comparison, compare
 from flux_memory.transfer.tempfiles import publish, unproven_file
@@ -56,6 +59,16 @@ VALUES (?, ?, ?, ?, lower(hex(randomblob(16))))
 INSERT_DETAILS: Final = "INSERT INTO session_details (session_id, title, metadata) VALUES (?, ?, ?)"
 INSERT_MESSAGE: Final = """
 INSERT INTO messages (session_id, seq, id, role, content, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+SELECT_FEEDBACK: Final = """
+SELECT
+    id, session_id, message_id, user_id, rating::text, comment, corrected_answer, metadata::text, created_at
+FROM feedback
+ORDER BY id::text COLLATE "C"
+"""
+INSERT_FEEDBACK: Final = """
+INSERT INTO feedback (id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 COUNT_MESSAGES: Final = """
 UPDATE sessions SET message_count = (SELECT count(*) FROM messages WHERE session_id = sessions.id)
@@ -138,21 +151,31 @@ async def _write(connection: Any, path: Path, watcher: Watcher) -> MergeResult:
         messages = _Inserter(db, INSERT_MESSAGE, _message, watcher)
         await copy_out(connection, SELECT_MESSAGES, messages.receive)
         await messages.flush()
+        feedback = _Inserter(db, INSERT_FEEDBACK, _feedback, NullWatcher(), nullable=True)
+        await copy_out(connection, SELECT_FEEDBACK, feedback.receive)
+        await feedback.flush()
         await run_in_thread(lambda: _finish(db), db.interrupt)
-    return MergeResult(sessions.rows, messages.rows)
+    return MergeResult(sessions.rows, messages.rows, feedback=feedback.rows)
 
 
 class _Inserter:
     """Collects rows from COPY output, and inserts them in batches."""
 
     def __init__(
-        self, db: sqlite3.Connection, sql: str, convert: Callable[[Any], tuple[object, ...]], watcher: Watcher
+        self,
+        db: sqlite3.Connection,
+        sql: str,
+        convert: Callable[[Any], tuple[object, ...]],
+        watcher: Watcher,
+        *,
+        nullable: bool = False,
     ) -> None:
         self.rows = 0
         self._db = db
         self._sql = sql
         self._convert = convert
         self._watcher = watcher
+        self._nullable = nullable
         self._gathered: list[tuple[object, ...]] = []
         self._size = 0
         self._reader = CopyReader()
@@ -161,7 +184,7 @@ class _Inserter:
         """Receive a chunk of the output."""
         self._size += len(data)
         for values in self._reader.rows(data):
-            if None in values:
+            if None in values and not self._nullable:
                 raise MigrationError(
                     f"session {(values[0] or b'').decode()} of the PostgreSQL memory, or a message of it, has a NULL, "
                     "which has no meaning there; set it to '', or metadata to '{}', first"
@@ -206,6 +229,13 @@ def _message(values: Sequence[bytes]) -> tuple[object, ...]:
     )
 
 
+def _feedback(values: Sequence[bytes | None]) -> tuple[object, ...]:
+    *texts, created_at = values
+    id_, session_id, message_id, user_id, rating, *rest = (None if text is None else text.decode() for text in texts)
+    moment = None if created_at is None else _time(created_at)
+    return id_, session_id, message_id, user_id, None if rating is None else int(rating), *rest, moment
+
+
 def _time(value: bytes) -> str:
     try:
         return time_text(int.from_bytes(value, signed=True))
@@ -225,10 +255,14 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
     with closing(_open_to_read(path)) as db:
         source = Source(db, inspect_source(db))
         validator = RowValidator(UTC)
-        with Spool() as spool:
+        with Spool() as spool, FeedbackSpool() as entries:
             spool.keeps_rows = False
             report.preflight = await run_in_thread(
                 lambda: preflight(source, validator, spool, lambda _: None, EVERYTHING), source.interrupt
+            )
+
+            await run_in_thread(
+                lambda: read_feedback(source, validator, entries, spool, report.preflight), source.interrupt
             )
 
             async def opened() -> Source:
@@ -236,6 +270,7 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
 
             found = report.verification = Comparison()
             await compare(found, connection, opened, validator, spool.digests())
+            await compare_feedback(found, connection, entries)
             for (id_,) in await run_in_thread(lambda: db.execute(SELECT_MISNUMBERED).fetchall(), db.interrupt):
                 found.add("messages numbered wrongly in the file", id_)
     report.status = Status.IDENTICAL if found.identical and not report.preflight.refused else Status.DIFFERENT

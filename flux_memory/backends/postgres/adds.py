@@ -10,21 +10,22 @@ import orjson
 
 from flux_memory import records
 from flux_memory.backends.postgres.arrays import write_numbers, write_texts
+from flux_memory.backends.postgres.lookup import FIND_MESSAGE, MESSAGE_OF_SESSION
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records import MessageRow, make_revision
 
 # The session's row lock serializes concurrent adds, and the counter in that row numbers them. A message that is already
 # stored stops the update, so that a retry changes nothing. Of two concurrent retries the second violates the unique
 # key, fails as a whole, and finds the message when it runs again.
-ADD_MESSAGE: Final = """
+ADD_MESSAGE: Final = f"""
 WITH stored AS (
-    SELECT role = $3 AND content = $4 AND coalesce(metadata, '{}') = $5::text::jsonb AS same
-    FROM messages
-    WHERE session_id::text = $1 AND id::text = $2
+    SELECT role = $3 AND content = $4 AND coalesce(metadata, '{{}}') = $5::text::jsonb AS same
+    FROM {MESSAGE_OF_SESSION}
+    WHERE found.id::text = $2
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + 1,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $6::text::uuid
     WHERE id::text = $1 AND NOT EXISTS (SELECT 1 FROM stored)
     RETURNING id, message_count, updated_at
@@ -32,9 +33,10 @@ WITH stored AS (
     INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
     SELECT id, $2, message_count, $3, $4, $5::text::jsonb, updated_at
     FROM bumped
+    RETURNING TRUE
 )
 SELECT coalesce((SELECT same FROM stored), (SELECT TRUE FROM bumped))
-"""
+"""  # noqa: S608 - constants of ours
 
 # The same, for a session that must have an owner. With one statement for both, the planner would make a plan for each
 # call: that takes longer than the statement itself.
@@ -50,7 +52,7 @@ ADD_MESSAGE_OF_USER: Final = ADD_MESSAGE.replace(
 #
 # `(SELECT $n)` hides the arrays' lengths from the planner, which would otherwise make a custom plan for each length.
 # Planning takes several times as long as the statement itself.
-ADD_MESSAGES: Final = """
+ADD_MESSAGES: Final = f"""
 WITH item AS (
     SELECT *
     FROM unnest(
@@ -62,11 +64,11 @@ WITH item AS (
         item.call,
         item.position,
         item.id,
-        messages.role = item.role
-            AND messages.content = item.content
-            AND coalesce(messages.metadata, '{}') = item.metadata::jsonb AS same
+        found.role = item.role
+            AND found.content = item.content
+            AND coalesce(found.metadata, '{{}}') = item.metadata::jsonb AS same
     FROM item
-    JOIN messages ON messages.session_id::text = item.session_id AND messages.id::text = item.id
+    JOIN LATERAL {FIND_MESSAGE.format(session="item.session_id", id="item.id")} ON found.id::text = item.id
 ), fresh AS (
     SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY position) AS number
     FROM item
@@ -80,7 +82,7 @@ WITH item AS (
 ), bumped AS (
     UPDATE sessions
     SET message_count = message_count + growth.messages,
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = revised.revision::uuid
     FROM (SELECT session_id, count(*) AS messages FROM fresh GROUP BY session_id) AS growth
     JOIN locked ON locked.id = growth.session_id
@@ -113,7 +115,7 @@ SELECT pg_catalog.json_build_array(
     ARRAY (SELECT call FROM stored WHERE NOT same ORDER BY position),
     ARRAY (SELECT id FROM stored WHERE NOT same ORDER BY position)
 )::text
-"""
+"""  # noqa: S608 - constants of ours
 
 # The same, where some calls name the owner that their session must have.
 ADD_MESSAGES_OF_USERS: Final = (
@@ -185,7 +187,7 @@ async def add(connection: Any, calls: Sequence[Add], *, wait: bool) -> list[AddO
     return [
         AddOutcome.LOCKED
         if session_id in skipped
-        else _outcome(
+        else tell_outcome(
             session_id, found=session_id in known, is_foreign=number in foreign, taken=first_taken.get(number)
         )
         for number, (session_id, *_) in enumerate(calls)
@@ -200,10 +202,11 @@ async def _add_one(connection: Any, call: Add) -> AddOutcome | FluxMemoryError:
     else:
         ((same,),), is_foreign = await connection.fetch(ADD_MESSAGE, *values), False
     taken = row.id if same is False else None
-    return _outcome(session_id, found=same is not None, is_foreign=bool(is_foreign), taken=taken)
+    return tell_outcome(session_id, found=same is not None, is_foreign=bool(is_foreign), taken=taken)
 
 
-def _outcome(session_id: str, *, found: bool, is_foreign: bool, taken: str | None) -> AddOutcome | FluxMemoryError:
+def tell_outcome(session_id: str, *, found: bool, is_foreign: bool, taken: str | None) -> AddOutcome | FluxMemoryError:
+    """Return the outcome of a call, or the error that refuses it."""
     # A session that another user owns is found by its snapshot only.
     if is_foreign:
         return records.owner_conflict(session_id)

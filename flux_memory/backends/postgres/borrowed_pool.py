@@ -21,6 +21,7 @@ class BorrowedPool(MeteredPool):
     """The application's asyncpg pool: each connection goes back after each statement, and none is ever closed."""
 
     many_hosts = False
+    reads_only = False
 
     def __init__(self, pool: Any, observers: Observers) -> None:
         super().__init__(observers)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
 from flux_memory import records
+from flux_memory.backends.postgres.adds import Add
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.lookup import MESSAGE_OF_SESSION
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.errors import FluxMemoryError
-from flux_memory.records import Fork, MessageRow, SessionRow
+from flux_memory.records import Fork, SessionRow
 
 INSERT_SESSION: Final = """
 WITH created AS (
@@ -59,14 +59,14 @@ SELECT TRUE FROM created
 """
 # All reads are of one snapshot, so a copy is never half of a change, and locks nothing. Messages keep their numbers, of
 # which another program may have deleted some, so the counter is the last number.
-FORK_SESSION: Final = """
+FORK_SESSION: Final = f"""
 WITH original AS (
     SELECT id, user_id, updated_at, title, metadata
     FROM sessions
     LEFT JOIN session_details ON session_id::text = id::text
     WHERE id::text = $1
 ), last AS (
-    SELECT seq FROM messages WHERE session_id::text = $1 AND id::text = $2
+    SELECT seq FROM {MESSAGE_OF_SESSION} WHERE found.id::text = $2
 ), copied AS (
     SELECT id, seq, role, content, metadata, created_at
     FROM messages
@@ -89,7 +89,7 @@ WITH original AS (
     RETURNING id
 ), described AS (
     INSERT INTO session_details (session_id, title, metadata)
-    SELECT created.id, coalesce($5, title, ''), coalesce(metadata, '{}')
+    SELECT created.id, coalesce($5, title, ''), coalesce(metadata, '{{}}')
     FROM created
     CROSS JOIN original
     RETURNING TRUE
@@ -105,7 +105,7 @@ SELECT
     EXISTS (SELECT 1 FROM original),
     $2::text IS NULL OR EXISTS (SELECT 1 FROM last),
     EXISTS (SELECT 1 FROM sessions WHERE id::text = $3 AND creation_id = $6::text::uuid)
-"""
+"""  # noqa: S608 - constants of ours
 
 
 async def create_session(executor: RetryingExecutor, state: CallState, row: SessionRow, *, waits: bool) -> None:
@@ -124,21 +124,24 @@ async def create_session(executor: RetryingExecutor, state: CallState, row: Sess
 
     async def insert(connection: Any) -> bool:
         values = (*row, creation_id, records.make_revision())
-        if await connection.fetch(INSERT_SESSION, *values):
+        if await connection.fetch(executor.path.statement(INSERT_SESSION), *values):
             return True
         # An earlier attempt may have stored it whose reply was lost.
-        return state.lost and bool(await connection.fetch(SELECT_OWN_SESSION, row.id, creation_id))
+        return state.lost and bool(
+            await connection.fetch(executor.path.statement(SELECT_OWN_SESSION), row.id, creation_id)
+        )
 
     run = executor.run_on_any_lock if waits else executor.run
     if not await run(state, insert):
         raise records.session_id_taken(row.id)
 
 
-async def create_with_messages(connection: Any, session_id: str, user_id: str, rows: Sequence[MessageRow]) -> bool:
+async def create_with_messages(sql: str, connection: Any, added: Add) -> bool:
     """Store a new session and its first messages; return `False`, and store nothing, if the session exists."""
+    session_id, rows, user_id = added
     texts = map(write_texts, zip(*rows, strict=True))
     values = (session_id, user_id, records.make_revision(), *texts)
-    return bool(await connection.fetch(INSERT_SESSION_WITH_MESSAGES, *values))
+    return bool(await connection.fetch(sql, *values))
 
 
 async def hides_sessions(connection: Any) -> bool:
@@ -162,24 +165,24 @@ async def fork_session(
         SessionNotFoundError: The original does not exist.
         ConflictError: Another session has the id of the copy, or the original does not have its last message.
     """
+    creation_id = str(uuid4())
+
+    async def copy(connection: Any) -> FluxMemoryError | None:
+        sql = executor.path.statement(FORK_SESSION)
+        values = (session_id, fork.through, fork.new_id, fork.user_id, fork.title, creation_id, records.make_revision())
+        ((is_stored, found, found_last, is_own),) = await connection.fetch(sql, *values)
+        if is_stored or is_own:
+            return None
+        # An earlier attempt may have stored it while this one waited for it.
+        if state.lost and await connection.fetch(executor.path.statement(SELECT_OWN_SESSION), fork.new_id, creation_id):
+            return None
+        if not found:
+            return records.session_not_found(session_id)
+        if not found_last:
+            return records.message_not_found(session_id, fork.through or "")
+        return records.session_id_taken(fork.new_id)
+
     run = executor.run_on_any_lock if waits else executor.run
-    error = await run(state, partial(_fork, state, session_id, fork, str(uuid4())))
+    error = await run(state, copy)
     if error is not None:
         raise error
-
-
-async def _fork(
-    state: CallState, session_id: str, fork: Fork, creation_id: str, connection: Any
-) -> FluxMemoryError | None:
-    values = (session_id, fork.through, fork.new_id, fork.user_id, fork.title, creation_id, records.make_revision())
-    ((is_stored, found, found_last, is_own),) = await connection.fetch(FORK_SESSION, *values)
-    if is_stored or is_own:
-        return None
-    # An earlier attempt may have stored it while this one waited for it.
-    if state.lost and await connection.fetch(SELECT_OWN_SESSION, fork.new_id, creation_id):
-        return None
-    if not found:
-        return records.session_not_found(session_id)
-    if not found_last:
-        return records.message_not_found(session_id, fork.through or "")
-    return records.session_id_taken(fork.new_id)

@@ -44,7 +44,7 @@ _ADVICE: Final[tuple[tuple[_Causes, type[FluxMemoryError], str], ...]] = (
     (
         asyncpg.ReadOnlySQLTransactionError,
         BackendUnavailableError,
-        "the server is read-only; connect to the primary",
+        "the server is a standby, or read-only; connect to the primary, and name standbys in replica_dsn=",
     ),
     (asyncpg.InsufficientPrivilegeError, SchemaError, "grant the role what it lacks"),
     (asyncpg.UndefinedTableError, SchemaError, "the tables are gone; open a new memory to make them"),

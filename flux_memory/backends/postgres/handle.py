@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from operator import methodcaller
 from typing import Any, Final, Self, TypeVar
@@ -23,6 +23,8 @@ from flux_memory.backends.postgres.errors import refuse_other_loop, translate_er
 from flux_memory.backends.postgres.explaining import explain
 from flux_memory.backends.postgres.opening import OpenStore, open_store
 from flux_memory.backends.postgres.pool import OwnPool
+from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, check_lag, choose_replicas
+from flux_memory.backends.postgres.write_path import WritePath
 from flux_memory.backends.slow_calls import PLAN_DEADLINE_SECONDS, SlowCalls, Statements, note_statements
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import InvalidInputError, InvalidTypeError
@@ -43,9 +45,12 @@ class PostgresHandle:
         max_size: int = 10,
         timeout: float = 30.0,
         pool: asyncpg.Pool | None = None,
+        replica_dsn: str | None = None,
+        max_replica_lag: float = 1.0,
         slow_call_seconds: float | None = None,
     ) -> None:
         timeout = records.check_seconds("timeout", timeout)
+        max_lag = check_lag(max_replica_lag)
         if slow_call_seconds is not None:
             slow_call_seconds = records.check_seconds("slow_call_seconds", slow_call_seconds)
 
@@ -55,14 +60,18 @@ class PostgresHandle:
         if pool is not None:
             if not all(callable(getattr(pool, name, None)) for name in ("acquire", "release")):
                 raise InvalidTypeError(f"pool must be an asyncpg pool or None, not {type(pool).__name__}")
+            if replica_dsn is not None:
+                raise InvalidInputError("a memory with pool= has no replicas; give dsn= instead of pool=")
             shown = "a borrowed pool"
             observers = observe(StoreName("postgresql", "", pool=shown), shown)
-            self._bind(shown, timeout, BorrowedPool(pool, observers), refuse_other_loop)
+            self._bind(shown, timeout, BorrowedPool(pool, observers), refuse_other_loop, None)
             return
         if dsn is None:
             from flux_memory.settings import load_settings  # noqa: PLC0415 - pydantic only where it is needed
 
-            dsn = load_settings().require_postgres_dsn()
+            settings = load_settings()
+            dsn = settings.require_postgres_dsn()
+            replica_dsn = settings.find_replica_dsn() if replica_dsn is None else replica_dsn
         # An invalid DSN's traceback shows the variables of this frame, too.
         dsn = SecretText(dsn) if isinstance(dsn, str) else dsn
         target = parse_dsn(dsn)
@@ -72,25 +81,39 @@ class PostgresHandle:
             )
         observers = observe(name_server(target), mask_dsn(dsn))
         make_pool = partial(OwnPool, target, min_size, max_size, timeout, observers)
-        self._bind(mask_dsn(dsn), timeout, make_pool(), make_pool)
+        options = None
+        if replica_dsn is not None:
+            replica_dsn = SecretText(replica_dsn) if isinstance(replica_dsn, str) else replica_dsn
+            options = choose_replicas(replica_dsn, max_size, max_lag, timeout)
+        self._bind(mask_dsn(dsn), timeout, make_pool(), make_pool, options)
 
-    def _bind(self, shown: str, timeout: float, pool: OwnPool | BorrowedPool, make_pool: Callable[[], OwnPool]) -> None:
+    def _bind(
+        self,
+        shown: str,
+        timeout: float,
+        pool: OwnPool | BorrowedPool,
+        make_pool: Callable[[], OwnPool],
+        options: ReplicaOptions | None,
+    ) -> None:
         self.timeout, self._shown, self._pool = timeout, shown, pool
+        self._bookmarks = None if options is None else options.bookmarks
         kind = type(self)  # not the handle itself: it would keep itself alive
         self._life: Lifecycle[OpenStore] = Lifecycle(
-            partial(open_store, pool, shown, timeout),
-            lambda store, seconds: store.pool.close(seconds),
+            partial(open_store, pool, shown, timeout, options),
+            lambda store, seconds: store.close(seconds),
             timeout,
-            lambda _: kind._make_twin(shown, timeout, make_pool),  # noqa: SLF001 - our own
+            lambda _: kind._make_twin(shown, timeout, make_pool, options),  # noqa: SLF001 - our own
             pool.meter.observers,
         )
         self._long = LongCalls(self._life)
 
     @classmethod
-    def _make_twin(cls, shown: str, timeout: float, make_pool: Callable[[], OwnPool]) -> Self:
+    def _make_twin(
+        cls, shown: str, timeout: float, make_pool: Callable[[], OwnPool], options: ReplicaOptions | None
+    ) -> Self:
         """Return another handle on the same server, for calls from other event loops."""
         twin = cls.__new__(cls)
-        twin._bind(shown, timeout, make_pool(), make_pool)  # noqa: SLF001 - a second constructor
+        twin._bind(shown, timeout, make_pool(), make_pool, options)  # noqa: SLF001 - a second constructor
         return twin
 
     def pool_stats(self) -> PoolStats:
@@ -136,18 +159,51 @@ class PostgresHandle:
         if life is not None and not life.forked:
             life.abandon()
             self._pool.terminate()
+            if life.resource is not None and life.resource.replicas is not None:
+                life.resource.replicas.terminate()
 
-    async def _rows(self, sql: str, *values: object) -> list[Any]:
-        """Run a read and return its rows."""
+    async def _rows(self, sql: str, *values: object, session_id: str | None = None) -> Sequence[Any]:
+        """Run a read, of one session or else of several, and return its rows."""
+        return await self._read(lambda _: (sql, values), session_id)
+
+    async def _read(
+        self, choose: Callable[[WritePath], tuple[str, Sequence[object]]], session_id: str | None = None
+    ) -> Sequence[Any]:
+        """Run a read that the store chooses, and return its rows; see `_rows`."""
         state = CallState(writes=False)
-        return await self._run(state, lambda store: store.executor.run(state, methodcaller("fetch", sql, *values)))
+
+        async def read(store: OpenStore) -> Sequence[Any]:
+            sql, values = choose(store.executor.path)
+            try:
+                sql = store.executor.path.statement(sql)
+                if store.replicas is not None:
+                    return await store.replicas.fetch(state, session_id, sql, values)
+                rows: list[Any] = await store.executor.run(state, methodcaller("fetch", sql, *values))
+            except asyncpg.StringDataRightTruncationError:
+                # A cluster cuts an id to the column's length to find its server; no session has such an id.
+                return []
+            return rows
+
+        return await self._run(state, read)
 
     async def _write(
-        self, write: Callable[[OpenStore, CallState], Awaitable[Result]], seconds: float | None = None
+        self,
+        write: Callable[[OpenStore, CallState], Awaitable[Result]],
+        seconds: float | None = None,
+        *,
+        session_id: str | None = None,
     ) -> Result:
-        """Run a write on the open store; see `_run`."""
+        """Run a write on the open store, to one session or else to several; see `_run`."""
         state = CallState(writes=True)
-        return await self._run(state, lambda store: write(store, state), seconds)
+        try:
+            return await self._run(state, lambda store: write(store, state), seconds)
+        finally:
+            self._note_write(session_id)
+
+    def _note_write(self, session_id: str | None) -> None:
+        """Note a write that has ended, so that the handle's next reads show it."""
+        if (bookmarks := self._bookmarks) is not None:
+            bookmarks.note_write(session_id)
 
     async def _run(
         self, state: CallState, call: Callable[[OpenStore], Awaitable[Result]], seconds: float | None = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -13,14 +13,24 @@ from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor, terminate
 
+Result = TypeVar("Result")
+
 # At another isolation level the change would not see what was committed while it waited for the lock.
 BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 LOCK_SESSION: Final = "SELECT TRUE FROM sessions WHERE id::text = $1 FOR NO KEY UPDATE SKIP LOCKED"
 SKIPPING: Final = " SKIP LOCKED"
 
 
+class Change(NamedTuple):
+    """A statement that changes one session and returns one row, which begins with a `ChangeOutcome`."""
+
+    sql: str
+    values: Callable[[], Sequence[object]]
+    """Returns the parameters, of which the first is the session's id; called for each attempt."""
+
+
 async def change_session(
-    executor: RetryingExecutor, state: CallState, sql: str, values: Callable[[], Sequence[object]]
+    executor: RetryingExecutor, state: CallState, change: Change, *, shortcut: Change | None = None
 ) -> list[Any]:
     """Run a change of one session and return the row of its outcome.
 
@@ -31,22 +41,29 @@ async def change_session(
     Args:
         executor: Runs the statements.
         state: The state of the call.
-        sql: Skips a locked session. It returns one row, which begins with a `ChangeOutcome`.
-        values: Returns the statement's parameters, of which the first is the session's id; called for each attempt.
+        change: Skips a locked session.
+        shortcut: A cheaper statement for the usual case, which waits for a lock. Where it answers `STALE`, `change`
+            decides.
     """
     locks_first = False
     while True:
         if waits := executor.may_wait_for_lock():
             executor.on_lock.add(state)
-        statements = [LOCK_SESSION, sql] if locks_first else [sql]
-        if waits:
-            statements = [each.replace(SKIPPING, "") for each in statements]
+        attempted = shortcut if shortcut is not None and waits and executor.path.has_shortcuts else change
+        statements = [LOCK_SESSION, attempted.sql] if locks_first else [attempted.sql]
+        run = partial(_run, executor, statements, attempted.values, "" if waits else SKIPPING)
         try:
-            row: list[Any] = await executor.run(state, partial(_run, statements, values))
+            row: list[Any] = await executor.run(state, run)
+        except asyncpg.StringDataRightTruncationError:
+            # A cluster cuts an id to the column's length to find its server; no session has such an id.
+            return [ChangeOutcome.MISSING]
         finally:
             executor.on_lock.discard(state)
         outcome = ChangeOutcome(row[0])
-        if outcome is ChangeOutcome.STALE:
+        if outcome is ChangeOutcome.STALE and attempted is shortcut:
+            shortcut = None
+            state.sent = False
+        elif outcome is ChangeOutcome.STALE:
             locks_first = True
             state.sent = False
             state.blocked = True
@@ -61,17 +78,33 @@ async def change_session(
             return row
 
 
-async def _run(statements: list[str], values: Callable[[], Sequence[object]], connection: Any) -> list[Any]:
-    *locking, changing = statements
+async def _run(
+    executor: RetryingExecutor,
+    statements: list[str],
+    values: Callable[[], Sequence[object]],
+    skipping: str,
+    connection: Any,
+) -> list[Any]:
+    # Chosen for each attempt: the tables may be distributed meanwhile.
+    *locking, changing = (executor.path.statement(sql).replace(SKIPPING, skipping) for sql in statements)
     if not locking:
         return [*(await connection.fetch(changing, *values()))[0]]
-    # Not by `connection.transaction()`, whose ROLLBACK after a cancellation may never return.
-    await connection.execute(BEGIN)
-    try:
+
+    async def lock_and_change() -> list[Any]:
         given = values()
         for sql in locking:
             await connection.fetch(sql, given[0])
-        row = [*(await connection.fetch(changing, *given))[0]]
+        return [*(await connection.fetch(changing, *given))[0]]
+
+    return await in_transaction(connection, lock_and_change)
+
+
+async def in_transaction(connection: Any, work: Callable[[], Awaitable[Result]]) -> Result:
+    """Run statements in a transaction, and return their result once it is committed."""
+    # Not by `connection.transaction()`, whose ROLLBACK after a cancellation may never return.
+    await connection.execute(BEGIN)
+    try:
+        result = await work()
         await connection.execute("COMMIT")
     except asyncpg.PostgresError:
         await _roll_back(connection)
@@ -79,7 +112,7 @@ async def _run(statements: list[str], values: Callable[[], Sequence[object]], co
     except Exception:
         terminate(connection)
         raise
-    return row
+    return result
 
 
 async def _roll_back(connection: Any) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from functools import partial
+from typing import TypeVar
 
 from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
@@ -13,6 +14,7 @@ from flux_memory.backends.long_calls import build_off_loop
 from flux_memory.backends.postgres import creating, deleting, queries, updating
 from flux_memory.backends.postgres.adds import Add
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.feedback import Access, PostgresFeedback
 from flux_memory.backends.postgres.handle import PostgresHandle
 from flux_memory.errors import SessionNotFoundError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
@@ -20,6 +22,8 @@ from flux_memory.records import building
 from flux_memory.records.changes import check_keys
 from flux_memory.records.checking import list_messages
 from flux_memory.records.filters import check_filter
+
+Result = TypeVar("Result")
 
 
 class PostgresConversationMemory(PostgresHandle, Memory):
@@ -31,10 +35,22 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         max_size: The largest number of connections; further calls wait for one.
         timeout: Seconds within which a call ends, unless `flux_memory.deadline()` overrides it.
         pool: An asyncpg pool to borrow; it is never closed, and `dsn` is not read.
+        replica_dsn: A DSN whose hosts are streaming replicas of the server, for reads; by default the settings'
+            `POSTGRES_REPLICA_DSN` if `dsn` comes from the settings, too.
+        max_replica_lag: Seconds that a read may be behind the writes of other handles; the handle's own writes show
+            at once.
 
     Raises:
         InvalidInputError: An argument is wrong, or there is no DSN.
     """
+
+    @property
+    def feedback(self) -> PostgresFeedback:
+        return PostgresFeedback(self._run_here)
+
+    @on_any_loop
+    async def _run_here(self, call: Callable[[Access], Awaitable[Result]]) -> Result:
+        return await call(Access(self._rows, self._write, self._long, self.timeout))
 
     @on_any_loop
     async def create_session(
@@ -49,7 +65,9 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         row, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         waits = session_id is not None
         await self._write(
-            lambda store, state: creating.create_session(store.executor, state, row, waits=waits), seconds
+            lambda store, state: creating.create_session(store.executor, state, row, waits=waits),
+            seconds,
+            session_id=row.id,
         )
         return row.id
 
@@ -92,24 +110,27 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         most = records.check_limit(limit)
         older_than, newer_than = records.check_cursors(before, after)
         if newer_than is not None:
-            rows = (await self._rows(queries.SELECT_HISTORY_AFTER, session, most, newer_than))[::-1]
+            rows = (await self._rows(queries.SELECT_HISTORY_AFTER, session, most, newer_than, session_id=session))[::-1]
         elif older_than is not None:
-            rows = await self._rows(queries.SELECT_HISTORY_BEFORE, session, most, older_than)
+            rows = await self._rows(queries.SELECT_HISTORY_BEFORE, session, most, older_than, session_id=session)
         else:
-            rows = await self._rows(queries.SELECT_HISTORY, session, most)
+            rows = await self._rows(queries.SELECT_HISTORY, session, most, session_id=session)
         return await build_off_loop(partial(building.build_messages, session, rows))
 
     @on_any_loop
     async def get_message(self, session_id: str, message_id: str) -> Message | None:
         session = records.check_lookup("session_id", session_id)
-        rows = await self._rows(queries.SELECT_MESSAGE, session, records.check_lookup("message_id", message_id))
+        message = records.check_lookup("message_id", message_id)
+        rows = await self._rows(queries.SELECT_MESSAGE, session, message, session_id=session)
         found = await build_off_loop(partial(building.build_messages, session, rows))
         return found[0] if found else None
 
     @on_any_loop
     async def pop_message(self, session_id: str) -> Message | None:
         session = records.check_lookup("session_id", session_id)
-        return await self._write(lambda store, state: updating.pop_message(store.executor, state, session))
+        return await self._write(
+            lambda store, state: updating.pop_message(store.executor, state, session), session_id=session
+        )
 
     async def update_session(
         self,
@@ -143,7 +164,9 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         update, seconds = await self._long.check_in_order(session_id, seconds_for(self.timeout), check)
         session = records.check_session_id(session_id)
         return await self._write(
-            lambda store, state: updating.update_session(store.executor, state, session, update), seconds
+            lambda store, state: updating.update_session(store.executor, state, session, update),
+            seconds,
+            session_id=session,
         )
 
     @on_any_loop
@@ -159,7 +182,10 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         fork = records.check_fork(through, new_session_id, user_id, title)
         session = records.check_session_id(session_id)
         waits = new_session_id is not None
-        await self._write(lambda store, state: creating.fork_session(store.executor, state, session, fork, waits=waits))
+        await self._write(
+            lambda store, state: creating.fork_session(store.executor, state, session, fork, waits=waits),
+            session_id=fork.new_id,
+        )
         return fork.new_id
 
     @on_any_loop
@@ -173,20 +199,20 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         before: Session | None = None,
         with_metadata: bool = True,
     ) -> list[Session]:
-        sql, values = queries.select_page(
-            records.check_limit(limit),
-            records.check_count("offset", offset),
-            user=None if user_id is None else records.check_lookup("user_id", user_id),
-            part=check_filter(metadata),
-            before=records.check_session_cursor(before),
-            with_metadata=records.check_flag("with_metadata", with_metadata),
-        )
-        return await build_off_loop(partial(building.build_sessions, await self._rows(sql, *values)))
+        most, skipped = records.check_limit(limit), records.check_count("offset", offset)
+        criteria = {
+            "user": None if user_id is None else records.check_lookup("user_id", user_id),
+            "part": check_filter(metadata),
+            "before": records.check_session_cursor(before),
+            "with_metadata": records.check_flag("with_metadata", with_metadata),
+        }
+        rows = await self._read(lambda path: path.select_page(most, skipped, **criteria))
+        return await build_off_loop(partial(building.build_sessions, rows))
 
     @on_any_loop
     async def get_session(self, session_id: str) -> Session | None:
         session = records.check_lookup("session_id", session_id)
-        rows = await self._rows(queries.SELECT_SESSION, session)
+        rows = await self._rows(queries.SELECT_SESSION, session, session_id=session)
         return await build_off_loop(partial(building.build_session, rows[0])) if rows else None
 
     @on_any_loop
@@ -199,14 +225,18 @@ class PostgresConversationMemory(PostgresHandle, Memory):
     async def update_session_title(self, session_id: str, title: str) -> None:
         new_title = records.check_text("title", title)
         session = records.check_session_id(session_id)
-        if not await self._write(lambda store, state: updating.update_title(store.executor, state, session, new_title)):
+        if not await self._write(
+            lambda store, state: updating.update_title(store.executor, state, session, new_title), session_id=session
+        ):
             raise records.session_not_found(session)
 
     @on_any_loop
     async def delete_session(self, session_id: str, *, expected_revision: str | None = None) -> None:
         session = records.check_lookup("session_id", session_id)
         expected = records.check_revision(expected_revision)
-        await self._write(lambda store, state: deleting.delete_session(store.executor, state, session, expected))
+        await self._write(
+            lambda store, state: deleting.delete_session(store.executor, state, session, expected), session_id=session
+        )
 
     @on_any_loop
     async def delete_sessions(self, *, user_id: str | None = None, inactive_since: datetime | None = None) -> int:
@@ -231,3 +261,5 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         except SessionNotFoundError:
             if not creates:
                 raise
+        finally:
+            self._note_write(session)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from flux_memory.backends.postgres.borrowed_pool import BorrowedPool
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.distributed.finding import find_path
 from flux_memory.backends.postgres.errors import translate_errors
+from flux_memory.backends.postgres.one_server import ONE_SERVER
 from flux_memory.backends.postgres.pool import OwnPool
 from flux_memory.backends.postgres.preparing import prepare
+from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, ReplicaReads
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
+from flux_memory.backends.postgres.write_path import WritePath
 from flux_memory.backends.postgres.writer import MessageWriter
 
 _OPENING_SHARE: Final = 0.9
@@ -27,29 +30,68 @@ class OpenStore(NamedTuple):
     pool: OwnPool | BorrowedPool
     executor: RetryingExecutor
     writer: MessageWriter
+    replicas: ReplicaReads | None
+
+    async def close(self, seconds: float) -> None:
+        """Close all connections, by force after a number of seconds."""
+        closing = [self.pool.close(seconds)]
+        if self.replicas is not None:
+            closing.append(self.replicas.close(seconds))
+        await asyncio.gather(*closing)
 
 
-async def open_store(pool: OwnPool | BorrowedPool, shown: str, timeout: float) -> OpenStore:  # noqa: ASYNC109 - shared out
+class _Closable(Protocol):
+    async def close(self, seconds: float, /) -> None: ...
+
+
+async def open_store(
+    pool: OwnPool | BorrowedPool,
+    shown: str,
+    timeout: float,  # noqa: ASYNC109 - shared out
+    options: ReplicaOptions | None,
+) -> OpenStore:
     """Connect to the server within the handle's timeout, and check and upgrade the database."""
-    executor = RetryingExecutor(pool)
+    executor = RetryingExecutor(pool, ONE_SERVER, find_path)
     state = CallState(writes=False)
     if pool.loop_end is None:
         pool.loop_end = _close_at_end_of_loop(pool)
         await anext(pool.loop_end)
-    began = asyncio.get_running_loop().time()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    filling: asyncio.Task[None] | None = None
+
+    async def prepare_first(connection: Any) -> WritePath:
+        nonlocal filling
+        # Beside the checks, each of which is a round trip, and only once the server has let the first connection in.
+        filling = filling or loop.create_task(pool.fill())
+        return await prepare(connection, shown, deadline=began + timeout * _PREPARING_SHARE)
+
     with translate_errors(shown, timeout * _OPENING_SHARE, state, pool):
         try:
             async with asyncio.timeout_at(began + timeout * _OPENING_SHARE):
-                await executor.run(state, partial(prepare, shown=shown, deadline=began + timeout * _PREPARING_SHARE))
+                executor.path = await executor.run(state, prepare_first)
         except BaseException:
+            if filling is not None:
+                filling.cancel()
             pool.expire()
             raise
-        await pool.fill()
-    return OpenStore(pool, executor, MessageWriter(executor))
+        replicas = None
+        if options is not None:
+            replicas = ReplicaReads(options, executor)
+            replicas.loop_end = _close_at_end_of_loop(replicas)
+            await anext(replicas.loop_end)
+            try:
+                await replicas.look()
+            except BaseException:
+                replicas.terminate()
+                raise
+        if filling is not None:
+            await asyncio.wait([filling])
+    return OpenStore(pool, executor, MessageWriter(executor), replicas)
 
 
-async def _close_at_end_of_loop(pool: OwnPool | BorrowedPool) -> AsyncGenerator[None, None]:
-    """Close the pool when the event loop shuts down its generators, which `asyncio.run` does last.
+async def _close_at_end_of_loop(connections: _Closable) -> AsyncGenerator[None, None]:
+    """Close the connections when the event loop shuts down its generators, which `asyncio.run` does last.
 
     By then every task was cancelled, and the server is still ending their statements. Without a close, the tasks that
     wait for it and the sockets would be destroyed with the loop, and asyncio would log each of them.
@@ -57,6 +99,6 @@ async def _close_at_end_of_loop(pool: OwnPool | BorrowedPool) -> AsyncGenerator[
     try:
         yield
     finally:
-        await pool.close(SERVER_GRACE_SECONDS)
+        await connections.close(SERVER_GRACE_SECONDS)
         # The sockets are closed by callbacks.
         await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from flux_memory.backends.loops import CLOSED
 from flux_memory.backends.observation import Observers, name_server
 from flux_memory.backends.pool_meter import MeteredPool
 from flux_memory.backends.pool_stats import Occupancy
-from flux_memory.backends.postgres.connecting import classify, connect
+from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, connect
 from flux_memory.backends.postgres.errors import not_connected
 from flux_memory.backends.postgres.retry import (
     SERVER_GRACE_SECONDS,
@@ -60,6 +60,8 @@ class OwnPool(MeteredPool):
     ) -> None:
         super().__init__(observers or Observers(name_server(target)))
         self.many_hosts = len(target.addresses) > 1
+        self.reads_only = target.reads_only
+        self._tries_again = True
         self._target = target
         # The statements are few and never change. A lifetime would keep those of every lost connection in memory, each
         # by a timer.
@@ -94,7 +96,7 @@ class OwnPool(MeteredPool):
 
     async def fill(self) -> None:
         """Open connections up to `min_size`; `take` opens those that fail now when it needs them."""
-        wanted = range(self._min_size - len(self._open))
+        wanted = range(self._min_size - len(self._open) - len(self._openings))
         with suppress(TimeoutError):
             async with asyncio.timeout(SERVER_GRACE_SECONDS):
                 await asyncio.gather(*(self._open_spare() for _ in wanted), return_exceptions=True)
@@ -227,7 +229,8 @@ class OwnPool(MeteredPool):
                 never_answered = isinstance(error, OSError) and not self._has_answered
                 late = loop.time() - began > self._first_contact_seconds
                 ours = isinstance(error, FluxMemoryError)
-                if ours or self._closing or not classify(error).passes or (never_answered and late):
+                ends = ours or self._closing or not self._tries_again or not classify(error).passes
+                if ends or (never_answered and late):
                     self._permits.release()
                     raise (error if ours else not_connected(self._target.shown, error)) from error
                 log_connecting_again(self.meter, self._target.shown, error, tried + 1)
@@ -257,9 +260,7 @@ class OwnPool(MeteredPool):
             self._target = self._target.rotated()
             self.trouble = error
             raise
-        except FluxMemoryError:
-            raise
-        except Exception as error:
+        except DRIVER_ERRORS as error:
             self._has_answered = self._has_answered or isinstance(error, asyncpg.PostgresError)
             self.trouble = error
             raise

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
+from flux_memory.backends.postgres.lookup import FIND_MESSAGE, MESSAGE_OF_SESSION
+
 # Times and JSON cross the wire as text: a borrowed pool may have codecs of its own, and the records need text. A time
 # before Christ keeps its BC, so that it is not read as a later one.
 
-SELECT_MESSAGES: Final = """
+SELECT_MESSAGE_COLUMNS: Final = """
 SELECT id, role, content, metadata::text, rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
-FROM messages
-WHERE session_id::text = $1
 """
+SELECT_MESSAGES: Final = SELECT_MESSAGE_COLUMNS + "FROM messages\nWHERE session_id::text = $1\n"
 SELECT_HISTORY: Final = SELECT_MESSAGES + "ORDER BY seq DESC\nLIMIT $2"
-FROM_CURSOR: Final = "    AND seq {} (SELECT seq FROM messages WHERE session_id::text = $1 AND id::text = $3)\n"
+CURSOR: Final = f"SELECT seq FROM {FIND_MESSAGE.format(session='$1', id='$3')} WHERE found.id::text = $3"  # noqa: S608 - constants of ours
+FROM_CURSOR: Final = f"    AND seq {{}} ({CURSOR})\n"
 SELECT_HISTORY_BEFORE: Final = SELECT_MESSAGES + FROM_CURSOR.format("<") + "ORDER BY seq DESC\nLIMIT $2"
 SELECT_HISTORY_AFTER: Final = SELECT_MESSAGES + FROM_CURSOR.format(">") + "ORDER BY seq\nLIMIT $2"
-SELECT_MESSAGE: Final = SELECT_MESSAGES + "    AND id::text = $2"
+SELECT_MESSAGE: Final = f"{SELECT_MESSAGE_COLUMNS}FROM {MESSAGE_OF_SESSION}\nWHERE found.id::text = $2"
 
 # A session that another program made has no details.
 SELECT_SESSIONS: Final = """
@@ -71,15 +73,20 @@ PAGE_OF_USER_BY_METADATA: Final = """
     LIMIT $1 OFFSET $2
 """
 
+# Without casts, by which a cluster would not see that the rows are on one server. The operator of another schema, which
+# could be a better match for the columns' type, is not called.
+BESIDE: Final = "session_id OPERATOR(pg_catalog.=) sessions.id"
+"""The condition under which details belong to a session."""
+
 COUNT_SESSIONS: Final = "SELECT count(*) FROM sessions"
 COUNT_SESSIONS_OF_USER: Final = COUNT_SESSIONS + " WHERE user_id = $1"
 COUNT_SESSIONS_BY_METADATA: Final = "SELECT count(*) FROM session_details WHERE metadata @> $1::text::jsonb"
-COUNT_SESSIONS_OF_USER_BY_METADATA: Final = """
+COUNT_SESSIONS_OF_USER_BY_METADATA: Final = f"""
 SELECT count(*)
 FROM sessions
-JOIN session_details ON session_id::text = id::text
+JOIN session_details ON {BESIDE}
 WHERE user_id = $1 AND metadata @> $2::text::jsonb
-"""
+"""  # noqa: S608 - constants of ours
 
 
 def select_page(

@@ -17,6 +17,7 @@ from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.connecting import message_of
 from flux_memory.backends.postgres.errors import ROLLED_BACK_FOR_ANOTHER
 from flux_memory.backends.postgres.recording import StatementRecorder
+from flux_memory.backends.postgres.write_path import WritePath
 
 Result = TypeVar("Result")
 
@@ -28,6 +29,8 @@ _REFUSALS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError)
 """Errors which, on an open connection, mean that the statement had no effect; one in decoding a reply does not."""
 _UNIQUE_ATTEMPTS: Final = 5
 """Attempts at a statement that violates a unique key: of two concurrent retries the second finds the message."""
+_INTERNAL_ERROR: Final = "XX000"
+"""The SQLSTATE that Citus gives a unique key's violation in a part of a statement."""
 LOCKED_SECONDS: Final = 0.05
 """Seconds until locked sessions are tried again, if no further statement may wait for a lock."""
 _FIRST_BACKOFF_SECONDS: Final = 0.02
@@ -39,6 +42,8 @@ class Pool(Protocol):
 
     many_hosts: bool
     """Whether the DSN names several hosts."""
+    reads_only: bool
+    """Whether the DSN asks for servers that accept no writes."""
     trouble: Exception | None
     """The error of the last attempt to connect; `None` if it succeeded."""
 
@@ -86,14 +91,33 @@ class RetryingExecutor:
 
     A statement must be idempotent: if its connection is lost, it runs again, although the server may have carried it
     out. Retries end only with the caller's deadline.
+
+    Args:
+        pool: The source of connections.
+        path: The statements of the store.
+        find_path: Finds the statements anew after the server refused one that the tables do not support.
+        retries: Whether to run a statement again.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        path: WritePath,
+        find_path: Callable[[Any], Awaitable[WritePath]] | None = None,
+        *,
+        retries: bool = True,
+    ) -> None:
         self._pool = pool
         self.meter: Final = pool.meter
         self._records_statements = pool.meter.observers.records_statements
+        self.path = path
+        """The statements of the store; they change if the tables are distributed while the handle is open."""
+        self._find_path = find_path
+        self._retries = retries
         self._recovering: set[asyncio.Task[None]] = set()
         self._max_on_lock = max(pool.max_size // 2, 1)
+        self.max_at_once = max(pool.max_size - 2, 1)
+        """Statements that adds may run at once; reads need the other connections."""
         self.on_lock: set[object] = set()
         """The calls and statements that may wait for a row lock, each on a connection; others need the rest."""
         self._on_any_lock = asyncio.Semaphore(max(pool.max_size - self._max_on_lock - 1, 1))
@@ -114,13 +138,9 @@ class RetryingExecutor:
                     observer.failed(error, lost=True)
                     self._give_up(connection)
                     raise
-                closed = is_closed(connection)
-                observer.failed(error, lost=closed or not isinstance(error, _REFUSALS))
-                self._pool.put_back(connection)
                 tried += 1
-                if not closed and not self._may_succeed(error, tried):
+                if not await self._runs_again(observer, connection, error, tried):
                     raise
-                self._note_repetition(error, tried, closed=closed)
             except BaseException:
                 self._give_up(connection)
                 raise
@@ -141,15 +161,41 @@ class RetryingExecutor:
         async with self._on_any_lock:
             return await self.run(state, work)
 
+    async def _runs_again(self, observer: StatementObserver, connection: Any, error: Exception, tried: int) -> bool:
+        """Return whether a failed statement may run again, and put its connection back."""
+        closed = is_closed(connection)
+        behind = is_lost_behind(error) or isinstance(error, self.path.remote_failures)
+        observer.failed(error, lost=closed or behind or not isinstance(error, _REFUSALS))
+        may_succeed = self._retries and (closed or behind or self._may_succeed(error, tried))
+        try:
+            if not may_succeed and isinstance(error, asyncpg.FeatureNotSupportedError):
+                may_succeed = await self._changes_path(connection)
+        finally:
+            self._pool.put_back(connection)
+        if may_succeed:
+            self._note_repetition(error, tried, closed=closed)
+        return may_succeed
+
     def _may_succeed(self, error: Exception, tried: int) -> bool:
         """Return whether a statement that the server refused may succeed if it runs again."""
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            if self._pool.reads_only:
+                return False
             # After a fail-over the server is a replica; the new primary is another host, or has taken the same name.
             self._pool.expire()
             return self._pool.many_hosts or tried == 1
-        if isinstance(error, asyncpg.UniqueViolationError):
+        if isinstance(error, asyncpg.UniqueViolationError) or getattr(error, "sqlstate", None) == _INTERNAL_ERROR:
             return tried < _UNIQUE_ATTEMPTS
         return isinstance(error, ROLLED_BACK_FOR_ANOTHER)
+
+    async def _changes_path(self, connection: Any) -> bool:
+        """Return whether the tables were distributed since the handle opened, and use their statements from now on."""
+        if self._find_path is None:
+            return False
+        path = await self._find_path(connection)
+        is_new = path != self.path
+        self.path = path
+        return is_new
 
     def _note_repetition(self, error: Exception, tried: int, *, closed: bool) -> None:
         name = type(error).__name__
@@ -197,6 +243,15 @@ async def back_off(tried: int) -> None:
     """Back off before the next attempt: exponential, with jitter."""
     longest = min(_FIRST_BACKOFF_SECONDS * 2 ** min(tried, 10), _MAX_BACKOFF_SECONDS)
     await asyncio.sleep(longest * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+
+def is_lost_behind(error: Exception) -> bool:
+    """Return whether a server or a proxy, over a connection that is well, reports the loss of one behind it.
+
+    The statement may have taken effect: a worker's reply to COMMIT may have been lost.
+    """
+    lost = isinstance(error, asyncpg.PostgresConnectionError)
+    return lost and not isinstance(error, asyncpg.ProtocolViolationError)
 
 
 def log_connecting_again(meter: PoolMeter, shown: str, error: Exception, tried: int) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
 from flux_memory import records
 from flux_memory.backends.long_calls import build_off_loop
+from flux_memory.backends.postgres.appending import is_conditional_append, make_append
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.locking import change_session
+from flux_memory.backends.postgres.locking import Change, change_session
+from flux_memory.backends.postgres.lookup import FIND_MESSAGE
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.errors import FluxMemoryError, OutcomeUnknownError
@@ -32,7 +35,7 @@ WITH locked AS (
     RETURNING TRUE
 ), changed AS (
     UPDATE sessions
-    SET updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'), revision = $3::text::uuid
+    SET updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'), revision = $3::text::uuid
     FROM locked
     WHERE sessions.id::text = locked.id::text
     RETURNING TRUE
@@ -86,7 +89,7 @@ WITH locked AS (
 ), changed AS (
     UPDATE sessions
     SET message_count = message_count - (SELECT count(*) FROM popped),
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $2::text::uuid
     FROM verdict
     WHERE outcome = 'done' AND sessions.id::text = verdict.id::text
@@ -108,8 +111,7 @@ LEFT JOIN newest ON TRUE
 
 # The same guard. The messages that are removed are deleted before new ones with their ids or numbers are stored, since
 # the new counter, from which these take their numbers, depends on the deletion.
-# OFFSET 0 is an optimizer fence: without it, the planner reads all messages of a session where most sessions are short.
-UPDATE_SESSION: Final = """
+UPDATE_SESSION: Final = f"""
 WITH locked AS (
     SELECT id, message_count, revision
     FROM sessions
@@ -120,7 +122,7 @@ WITH locked AS (
         id,
         user_id,
         coalesce(title, '') AS title,
-        coalesce(metadata, '{}') AS metadata,
+        coalesce(metadata, '{{}}') AS metadata,
         created_at,
         updated_at,
         message_count,
@@ -136,24 +138,21 @@ WITH locked AS (
 ), cut AS (
     SELECT CASE
         WHEN $9 THEN 0
-        WHEN $8::text IS NOT NULL THEN (SELECT seq FROM messages WHERE session_id::text = $1 AND id::text = $8)
+        WHEN $8::text IS NOT NULL THEN (
+            SELECT seq FROM {FIND_MESSAGE.format(session="$1", id="$8")} WHERE found.id::text = $8
+        )
     END AS seq
 ), stored AS (
     SELECT
         item.id,
         item.position,
-        message.role = item.role
-            AND message.content = item.content
-            AND coalesce(message.metadata, '{}') = item.metadata::jsonb AS same
+        found.role = item.role
+            AND found.content = item.content
+            AND coalesce(found.metadata, '{{}}') = item.metadata::jsonb AS same
     FROM item
     CROSS JOIN cut
-    CROSS JOIN LATERAL (
-        SELECT seq, role, content, metadata
-        FROM messages
-        WHERE session_id::text = $1 AND id::text = item.id
-        OFFSET 0
-    ) AS message
-    WHERE message.seq < coalesce(cut.seq, 9223372036854775807)
+    JOIN LATERAL {FIND_MESSAGE.format(session="$1", id="item.id")} ON found.id::text = item.id
+    WHERE found.seq < coalesce(cut.seq, 9223372036854775807)
 ), fresh AS (
     SELECT *, row_number() OVER (ORDER BY position) AS number
     FROM item
@@ -162,7 +161,7 @@ WITH locked AS (
     SELECT CASE
         WHEN pg_catalog.jsonb_typeof(metadata) <> 'object' THEN NULL
         WHEN $6::text IS NOT NULL THEN (metadata - $7::text::text[]) || $6::text::jsonb
-        WHEN $7 <> '{}' THEN metadata - $7::text::text[]
+        WHEN $7 <> '{{}}' THEN metadata - $7::text::text[]
     END AS metadata
     FROM seen
 ), verdict AS (
@@ -192,18 +191,18 @@ WITH locked AS (
     RETURNING TRUE
 ), described AS (
     INSERT INTO session_details (session_id, title, metadata)
-    SELECT verdict.id, coalesce($5, ''), coalesce(merged.metadata, '{}')
+    SELECT verdict.id, coalesce($5, ''), coalesce(merged.metadata, '{{}}')
     FROM verdict
     CROSS JOIN merged
     WHERE outcome = 'done' AND ($5::text IS NOT NULL OR merged.metadata IS NOT NULL)
     ON CONFLICT (session_id) DO UPDATE
     SET title = CASE WHEN $5::text IS NULL THEN session_details.title ELSE excluded.title END,
-        metadata = CASE WHEN $6::text IS NULL AND $7 = '{}' THEN session_details.metadata ELSE excluded.metadata END
+        metadata = CASE WHEN $6::text IS NULL AND $7 = '{{}}' THEN session_details.metadata ELSE excluded.metadata END
     RETURNING TRUE
 ), changed AS (
     UPDATE sessions
     SET message_count = message_count - (SELECT count(*) FROM removed) + (SELECT count(*) FROM fresh),
-        updated_at = greatest(updated_at, clock_timestamp() AT TIME ZONE 'UTC'),
+        updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $2::text::uuid
     FROM verdict
     WHERE outcome = 'done' AND sessions.id::text = verdict.id::text
@@ -241,15 +240,14 @@ LEFT JOIN verdict ON TRUE
 LEFT JOIN seen ON TRUE
 LEFT JOIN merged ON TRUE
 LEFT JOIN changed ON TRUE
-"""
+"""  # noqa: S608 - constants of ours
 
 
 async def update_title(executor: RetryingExecutor, state: CallState, session_id: str, title: str) -> bool:
     """Change a session's title; return whether the session exists."""
     # An attempt whose answer was lost may have set its revision already, and another change may have replaced it.
-    outcome, *_ = await change_session(
-        executor, state, UPDATE_TITLE, lambda: (session_id, title, records.make_revision())
-    )
+    change = Change(UPDATE_TITLE, lambda: (session_id, title, records.make_revision()))
+    outcome, *_ = await change_session(executor, state, change)
     return bool(outcome == ChangeOutcome.DONE)
 
 
@@ -260,7 +258,8 @@ async def pop_message(executor: RetryingExecutor, state: CallState, session_id: 
         OutcomeUnknownError: The answer of an attempt was lost.
     """
     revision = records.make_revision()
-    outcome, *row = await change_session(executor, state, POP_MESSAGE, lambda: (session_id, revision, state.lost))
+    change = Change(POP_MESSAGE, lambda: (session_id, revision, state.lost))
+    outcome, *row = await change_session(executor, state, change)
     if outcome == ChangeOutcome.APPLIED:
         raise OutcomeUnknownError(
             f"the newest message of session {session_id!r:.80} was removed, and the answer that held it was lost with "
@@ -287,23 +286,25 @@ async def update_session(
         OutcomeUnknownError: The answer of an attempt was lost, and the session has changed since.
     """
     revision = records.make_revision()
-    texts = [write_texts(texts) for texts in zip(*update.messages, strict=True)] or ["{}"] * 4
-    rest = (
+    change = Change(UPDATE_SESSION, lambda: (session_id, revision, state.lost, *_values(update)))
+    shortcut = make_append(session_id, revision, update) if is_conditional_append(update) else None
+    outcome, *answer = await change_session(executor, state, change, shortcut=shortcut)
+    if outcome in {ChangeOutcome.DONE, ChangeOutcome.APPLIED, ChangeOutcome.DAMAGED}:
+        return await build_off_loop(partial(records.build_session, answer[1:]))
+    raise _refusal(session_id, update, ChangeOutcome(outcome), answer, lost=state.lost)
+
+
+def _values(update: SessionUpdate) -> Sequence[object]:
+    return (
         update.expected_revision,
         update.title,
         update.merge_metadata,
         write_texts(update.remove_metadata),
         update.truncate_from,
         update.truncate_all,
-        *texts,
+        *([write_texts(texts) for texts in zip(*update.messages, strict=True)] or ["{}"] * 4),
         MAX_METADATA_BYTES,
     )
-    outcome, *answer = await change_session(
-        executor, state, UPDATE_SESSION, lambda: (session_id, revision, state.lost, *rest)
-    )
-    if outcome in {ChangeOutcome.DONE, ChangeOutcome.APPLIED, ChangeOutcome.DAMAGED}:
-        return await build_off_loop(partial(records.build_session, answer[1:]))
-    raise _refusal(session_id, update, ChangeOutcome(outcome), answer, lost=state.lost)
 
 
 def _refusal(

@@ -10,9 +10,9 @@ from math import ceil
 from typing import Any, Final
 
 from flux_memory import records
-from flux_memory.backends.postgres.adds import Add, AddOutcome, add
+from flux_memory.backends.postgres.adds import Add, AddOutcome
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.creating import create_with_messages, hides_sessions
+from flux_memory.backends.postgres.creating import INSERT_SESSION_WITH_MESSAGES, create_with_messages, hides_sessions
 from flux_memory.backends.postgres.queue import AddStatement, QueuedCall, SessionQueue
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 
@@ -142,6 +142,8 @@ class MessageWriter:
             self._start(statement)
 
     def _has_room(self) -> bool:
+        if not self._executor.path.shares_statements:
+            return len(self._slots) < self._executor.max_at_once
         calls = self._waiting + self._gathered
         return len(self._slots) < (MAX_IN_FLIGHT if calls > MIN_BATCH else 1)
 
@@ -167,7 +169,7 @@ class MessageWriter:
         room = [max(MIN_BATCH, ceil((self._waiting + self._gathered) / MAX_IN_FLIGHT)), BATCH_ROWS, BATCH_CHARACTERS]
         while self._ready and min(room) > 0:
             queue = next(iter(self._ready))
-            if statement.queues and next(iter(queue.waiting)).alone:
+            if statement.queues and (next(iter(queue.waiting)).alone or not self._executor.path.shares_statements):
                 break
             self._take(statement, queue, room)
         self._gathered += statement.gathered
@@ -223,7 +225,7 @@ class MessageWriter:
         wait = statement in self._executor.on_lock
         locked: dict[SessionQueue, None] = {}
         missing: dict[SessionQueue, QueuedCall] = {}
-        outcomes = await add(connection, [call.added for call in calls], wait=wait)
+        outcomes = await self._executor.path.add(connection, [call.added for call in calls], wait=wait)
         for call, outcome in zip(calls, outcomes, strict=True):
             if outcome is AddOutcome.LOCKED:
                 locked[call.queue] = None
@@ -247,11 +249,11 @@ class MessageWriter:
         A session that exists and is missing for the add that follows is hidden by a policy.
         """
         call.state.sending()
-        session_id, rows, user_id = call.added
-        if await create_with_messages(connection, session_id, user_id, rows):
+        sql = self._executor.path.statement(INSERT_SESSION_WITH_MESSAGES)
+        if await create_with_messages(sql, connection, call.added):
             call.settle(None)
         elif call.is_taken and await hides_sessions(connection):
-            call.settle(records.session_id_taken(session_id))
+            call.settle(records.session_id_taken(call.queue.session_id))
         else:
             call.is_taken = True
             call.state.sent = False

@@ -9,7 +9,7 @@ from flux_memory import records
 from flux_memory.backends.sqlite.errors import check_changed
 from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.records import timestamps
-from flux_memory.records.checking import MAX_COUNT, check_session_time
+from flux_memory.records.checking import MAX_INTEGER, check_session_time
 
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, user_id, created_at, updated_at, message_count, revision)
@@ -111,7 +111,7 @@ def add_messages(target: Target, rows: list[records.MessageRow], db: sqlite3.Con
 
 
 def select_fresh(
-    session_id: str, rows: list[records.MessageRow], db: sqlite3.Connection, *, kept: int = MAX_COUNT
+    session_id: str, rows: list[records.MessageRow], db: sqlite3.Connection, *, kept: int = MAX_INTEGER
 ) -> list[records.MessageRow]:
     """Return the messages that are not among the first `kept` stored ones.
 

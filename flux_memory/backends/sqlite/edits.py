@@ -15,11 +15,12 @@ from flux_memory.backends.sqlite.adds import (
     select_fresh,
 )
 from flux_memory.backends.sqlite.errors import check_changed
+from flux_memory.backends.sqlite.feedback import clear_feedback, erase_of_sessions
 from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.listing import SELECT_SESSION
 from flux_memory.errors import FluxMemoryError
 from flux_memory.protocol import Message, Session
-from flux_memory.records.checking import MAX_COUNT, check_session_time
+from flux_memory.records.checking import MAX_INTEGER, check_session_time
 
 UPDATE_TITLE: Final = """
 INSERT INTO session_details (session_id, title)
@@ -95,7 +96,7 @@ def update_session(session_id: str, update: records.SessionUpdate, db: sqlite3.C
         raise records.session_not_found(session_id)
     _, user_id, title, created_at, updated_at, metadata, revision, count = rows[0]
     _check_revision(session_id, update.expected_revision, revision)
-    kept = MAX_COUNT
+    kept = MAX_INTEGER
     if update.truncate_all:
         kept = 0
     elif update.truncate_from is not None:
@@ -110,7 +111,7 @@ def update_session(session_id: str, update: records.SessionUpdate, db: sqlite3.C
     session = records.build_session(
         (session_id, user_id, title, created_at, now, metadata, revision, count + len(fresh))
     )
-    if kept != MAX_COUNT:
+    if kept != MAX_INTEGER:
         db.execute(DELETE_TAIL, (session_id, kept))
         check_changed(len(fetch(SELECT_TAIL, (session_id, kept), db)), 0)
     if fresh:
@@ -168,6 +169,8 @@ def delete_session(session_id: str, expected_revision: str | None, db: sqlite3.C
 def delete_some(user_id: str | None, inactive_since: str | None, db: sqlite3.Connection) -> int:
     """Delete a batch of the sessions that meet the criteria, and return how many; 0 if there are none.
 
+    The feedback on them is kept, unless all sessions of a user are deleted.
+
     Raises:
         FluxMemoryError: The time that decides about a session is corrupt.
     """
@@ -186,15 +189,18 @@ def delete_some(user_id: str | None, inactive_since: str | None, db: sqlite3.Con
         messages += count
         if messages >= _BATCH_MESSAGES:
             break
+    if user_id and inactive_since is None:
+        erase_of_sessions((session_id for (session_id,) in ids), user_id, db)
     if ids:
         check_changed(db.executemany(DELETE_SESSION, ids).rowcount, len(ids))
     return len(ids)
 
 
 def clear(db: sqlite3.Connection) -> None:
-    """Delete every session."""
+    """Delete every session, and all feedback."""
     db.execute(DELETE_SESSIONS)
     check_changed(fetch(COUNT_SESSIONS, (), db)[0][0], 0)
+    clear_feedback(db)
 
 
 def _state(session_id: str, db: sqlite3.Connection) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from functools import partial
 from typing import Final, TypeVar
@@ -14,9 +14,11 @@ from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.lifecycle import on_any_loop
 from flux_memory.backends.long_calls import build_off_loop
 from flux_memory.backends.sqlite import adds, edits, listing
+from flux_memory.backends.sqlite.feedback import Access, SQLiteFeedback, erase_some_of_user
 from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.handle import SQLiteHandle
 from flux_memory.backends.sqlite.history import SELECT_MESSAGE, select_history
+from flux_memory.backends.sqlite.queue import Work
 from flux_memory.errors import BackendUnavailableError
 from flux_memory.protocol import Memory, Message, Metadata, NewMessage, Session
 from flux_memory.records import building
@@ -43,6 +45,14 @@ class ConversationMemory(SQLiteHandle, Memory):
     Raises:
         InvalidInputError: An argument is wrong.
     """
+
+    @property
+    def feedback(self) -> SQLiteFeedback:
+        return SQLiteFeedback(self._run_here)
+
+    @on_any_loop
+    async def _run_here(self, call: Callable[[Access], Awaitable[Result]]) -> Result:
+        return await call(Access(self._read, self._write, self._long, self.timeout))
 
     @on_any_loop
     async def create_session(
@@ -201,18 +211,25 @@ class ConversationMemory(SQLiteHandle, Memory):
 
     @on_any_loop
     async def delete_sessions(self, *, user_id: str | None = None, inactive_since: datetime | None = None) -> int:
-        delete_some = partial(edits.delete_some, *records.check_deletion(user_id, inactive_since))
+        user, moment = records.check_deletion(user_id, inactive_since)
         seconds = seconds_for(self.timeout)
         ends = time.monotonic() + seconds
-        deleted = 0
-        while found := await self._write(delete_some, max(ends - time.monotonic(), 0.0)):
-            deleted += found
+        deleted = await self._repeat(partial(edits.delete_some, user, moment), "sessions were deleted", seconds, ends)
+        if user and moment is None:
+            await self._repeat(partial(erase_some_of_user, user), "feedback was erased", seconds, ends)
+        return deleted
+
+    async def _repeat(self, remove_some: Work[int], what: str, seconds: float, ends: float) -> int:
+        """Remove batches until there is nothing left, and return how much was removed."""
+        removed = 0
+        while found := await self._write(remove_some, max(ends - time.monotonic(), 0.0)):
+            removed += found
             await asyncio.sleep(_PAUSE_SECONDS)
             if time.monotonic() >= ends:
                 raise BackendUnavailableError(
-                    f"not all sessions were deleted within {seconds:g} s, only {deleted}; call again, or raise timeout="
+                    f"not all {what} within {seconds:g} s, only {removed}; call again, or raise timeout="
                 )
-        return deleted
+        return removed
 
     @on_any_loop
     async def clear_all(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
 from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing_steps
-from flux_memory.schema.postgres.attachments import protecting_details, without_triggers
+from flux_memory.schema.postgres.attachments import protecting_new_tables, without_triggers
 from flux_memory.schema.postgres.inspection import (
     NUMBERED,
     Fault,
@@ -53,6 +53,8 @@ class State(NamedTuple):
     """What an upgrade repairs in them."""
     open_schemas: list[OpenSchema]
     """The schemas of search_path in which other roles may create objects."""
+    has_citus: bool
+    """Whether the database has the extension that may distribute its tables; `False` if there are none."""
 
     @property
     def version(self) -> int:
@@ -60,11 +62,14 @@ class State(NamedTuple):
         return max(self.applied, default=self.original)
 
 
-async def bring_up_to_date(connection: Any) -> None:
+async def bring_up_to_date(connection: Any) -> State:
     """Apply the files that the database lacks, all or none. If it lacks none, no DDL runs and no lock is taken.
 
     Args:
         connection: An asyncpg connection outside a transaction.
+
+    Returns:
+        The state of the database.
 
     Raises:
         SchemaError: The database is newer than the library, or its tables cannot be used; it is left as it was.
@@ -73,20 +78,20 @@ async def bring_up_to_date(connection: Any) -> None:
     state = await inspect(connection, for_reading=True)
     if not missing_steps("postgres", state.applied):
         await find_faults(connection, state.version)
-        return
+        return state
     # REPEATABLE READ, if it is the default, would show the state before the wait for the lock.
     async with connection.transaction(isolation="read_committed", readonly=False):
         await connection.execute(LOCK)
         state = await inspect(connection)
         if not missing_steps("postgres", state.applied):
-            return
+            return state
         if state.version:
             await connection.execute(LOCK_TABLES)
-        async with without_triggers(connection), protecting_details(connection):
+        async with without_triggers(connection), protecting_new_tables(connection):
             for fault in state.repairs:
                 await connection.execute(fault.statement)
             await _apply_files(connection, state)
-        await inspect(connection)
+        return await inspect(connection)
 
 
 async def _apply_files(connection: Any, state: State) -> None:
@@ -112,12 +117,12 @@ async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = 
         SchemaError: The database is newer than the library, or its tables cannot be used; the message says what to do.
     """
     open_schemas = await find_open_schemas(connection)
-    found = await find_tables(connection, tables)
+    found, has_citus = await find_tables(connection, tables)
     if found:
         await refuse_strangers(connection, tables)
     applied = await _applied_versions(connection) if VERSION_TABLE in found else {}
     lacking = missing_steps("postgres", applied)
-    state = State(applied, 0, [], open_schemas)
+    state = State(applied, 0, [], open_schemas, has_citus)
     if for_reading:
         return state
     if not applied:
@@ -132,7 +137,7 @@ async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = 
         return state._replace(repairs=await find_faults(connection, state.version))
     except SchemaError:
         # Another client may have created or upgraded the tables since they were looked up.
-        now = await find_tables(connection, tables)
+        now, _ = await find_tables(connection, tables)
         if now == found and (VERSION_TABLE not in now or await _applied_versions(connection) == applied):
             raise
     return await inspect(connection, tables)

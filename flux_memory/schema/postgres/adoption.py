@@ -8,12 +8,12 @@ from flux_memory.schema.postgres.faults import COLUMNS, KEYS
 from flux_memory.schema.postgres.narrowing import DEPENDENTS
 
 HAS_ORPHANS: Final = """EXISTS (
-    SELECT FROM messages WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = messages.session_id::text)
+    SELECT 1 FROM messages WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id::text = messages.session_id::text)
 )"""
 # On one line, since a check shows it.
 MOVE_ORPHANS: Final = (
     "CREATE TABLE orphaned_messages (LIKE messages); WITH moved AS (DELETE FROM messages WHERE NOT EXISTS ("
-    "SELECT FROM sessions WHERE sessions.id::text = messages.session_id::text) RETURNING *) "
+    "SELECT 1 FROM sessions WHERE sessions.id::text = messages.session_id::text) RETURNING *) "
     "INSERT INTO orphaned_messages SELECT * FROM moved"
 )
 # A unique key on the id alone, or a name that a file creates.

@@ -50,20 +50,27 @@ WHERE relname IN ('sessions', 'messages') AND pg_table_is_visible(pg_class.oid) 
         AND attname IN ('id', 'session_id')
 )
 """
-# Without this, columns that leave a protected table would be open to every role that is granted the new one. The role
-# that upgrades may be a superuser, or a member of the owner.
+SELECT_TABLES: Final = """
+SELECT made.relname::text
+FROM pg_class AS made
+JOIN pg_class AS sessions ON sessions.relname = 'sessions' AND sessions.relnamespace = made.relnamespace
+WHERE made.relname IN ('session_details', 'feedback') AND pg_table_is_visible(sessions.oid)
+"""
+# Without this, columns that leave a protected table would be open to every role that is granted the new one, and so
+# would feedback on protected sessions. The role that upgrades may be a superuser, or a member of the owner.
 SELECT_PROTECTION: Final = """
-SELECT pg_catalog.format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', details.oid::regclass)
-FROM pg_class AS details
-JOIN pg_class AS sessions ON sessions.relname = 'sessions' AND sessions.relnamespace = details.relnamespace
-WHERE details.relname = 'session_details' AND pg_table_is_visible(details.oid) AND sessions.relrowsecurity
+SELECT pg_catalog.format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', made.oid::regclass)
+FROM pg_class AS made
+JOIN pg_class AS sessions ON sessions.relname = 'sessions' AND sessions.relnamespace = made.relnamespace
+WHERE made.relname IN ('session_details', 'feedback') AND made.relname <> ALL ($1::text::name[])
+    AND pg_table_is_visible(made.oid) AND sessions.relrowsecurity
 
 UNION ALL
-SELECT pg_catalog.format('ALTER TABLE %s OWNER TO %I', details.oid::regclass, pg_get_userbyid(sessions.relowner))
-FROM pg_class AS details
-JOIN pg_class AS sessions ON sessions.relname = 'sessions' AND sessions.relnamespace = details.relnamespace
-WHERE details.relname = 'session_details' AND pg_table_is_visible(details.oid)
-    AND sessions.relowner <> details.relowner
+SELECT pg_catalog.format('ALTER TABLE %s OWNER TO %I', made.oid::regclass, pg_get_userbyid(sessions.relowner))
+FROM pg_class AS made
+JOIN pg_class AS sessions ON sessions.relname = 'sessions' AND sessions.relnamespace = made.relnamespace
+WHERE made.relname IN ('session_details', 'feedback') AND made.relname <> ALL ($1::text::name[])
+    AND pg_table_is_visible(made.oid) AND sessions.relowner <> made.relowner
 """
 
 
@@ -75,14 +82,15 @@ async def without_triggers(connection: Any) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def protecting_details(connection: Any) -> AsyncIterator[None]:
-    """Create `session_details` in the block, with the owner and the row-level security of `sessions`.
+async def protecting_new_tables(connection: Any) -> AsyncIterator[None]:
+    """Give tables that are created in the block the owner and the row-level security of `sessions`.
 
     Policies that depend on ids, whose type changes in the block, are created again.
     """
+    older = ",".join(name for (name,) in await connection.fetch(SELECT_TABLES))
     async with _set_aside(connection, SELECT_POLICIES_ON_IDS):
         yield
-    for (statement,) in await connection.fetch(SELECT_PROTECTION):
+    for (statement,) in await connection.fetch(SELECT_PROTECTION, f"{{{older}}}"):
         await connection.execute(statement)
 
 

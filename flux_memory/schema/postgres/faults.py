@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import Final
 
+from flux_memory.schema.postgres.tables import IS_OURS
+
 # Operands have exactly the types of an operator of pg_catalog, and functions that take more than one type are
 # qualified: otherwise those that another role made in a schema of search_path could be called.
-COLUMNS: Final = """
+_MEMORY: Final = f"""
 WITH memory AS (
     SELECT pg_class.oid, relname::text AS name, pg_class.oid::regclass::text AS shown, relnamespace, relreplident
     FROM pg_class
     WHERE pg_table_is_visible(pg_class.oid)
-        AND (relname IN ('sessions', 'messages') OR relname = 'session_details' AND $1 >= 6)
-), wanted (name, attribute, kind, required, since, until) AS (
+        AND (
+            relname IN ('sessions', 'messages')
+            OR relname = 'session_details' AND $1 >= 6
+            OR relname = 'feedback' AND $1 >= 7
+        )
+        AND {IS_OURS}
+)"""  # noqa: S608 - constants of ours
+_ATTRIBUTES: Final = """, wanted (name, attribute, kind, required, since, until) AS (
     VALUES
         ('sessions', 'id', 'id', TRUE, 1, 99),
         ('sessions', 'title', 'text', FALSE, 1, 5),
@@ -32,7 +40,16 @@ WITH memory AS (
         ('messages', 'content', 'text', TRUE, 1, 99),
         ('messages', 'metadata', 'json', FALSE, 1, 99),
         ('messages', 'created_at', 'time', TRUE, 1, 99),
-        ('messages', 'seq', 'number', TRUE, 3, 99)
+        ('messages', 'seq', 'number', TRUE, 3, 99),
+        ('feedback', 'id', 'id', TRUE, 7, 99),
+        ('feedback', 'session_id', 'id', TRUE, 7, 99),
+        ('feedback', 'message_id', 'id', FALSE, 7, 99),
+        ('feedback', 'user_id', 'text', TRUE, 7, 99),
+        ('feedback', 'rating', 'small number', TRUE, 7, 99),
+        ('feedback', 'comment', 'text', TRUE, 7, 99),
+        ('feedback', 'corrected_answer', 'text', FALSE, 7, 99),
+        ('feedback', 'metadata', 'json', TRUE, 7, 99),
+        ('feedback', 'created_at', 'time', TRUE, 7, 99)
 ), attributes AS (
     SELECT
         memory.oid AS relation,
@@ -72,6 +89,7 @@ WITH memory AS (
             WHEN kind = 'id' THEN pg_catalog.format('varchar(255) USING %I::text', attribute)
             WHEN kind = 'text' THEN pg_catalog.format('text USING %I::text', attribute)
             WHEN kind = 'json' THEN pg_catalog.format('jsonb USING %I::jsonb', attribute)
+            WHEN kind = 'small number' THEN pg_catalog.format('smallint USING %I::smallint', attribute)
             WHEN kind = 'number' THEN pg_catalog.format('bigint USING %I::bigint', attribute)
             WHEN kind = 'uuid' THEN pg_catalog.format('uuid USING %I::text::uuid', attribute)
             WHEN typcategory = 'N' THEN
@@ -99,9 +117,11 @@ WITH memory AS (
         WHEN 'time' THEN atttypid = 'timestamp'::regtype::oid AND atttypmod = -1
         WHEN 'json' THEN atttypid = 'jsonb'::regtype::oid
         WHEN 'number' THEN atttypid = 'bigint'::regtype::oid
+        WHEN 'small number' THEN atttypid = 'smallint'::regtype::oid
         ELSE atttypid = 'uuid'::regtype::oid
     END
 )"""
+COLUMNS: Final = _MEMORY + _ATTRIBUTES
 KEYS: Final = """, indexes AS (
     SELECT
         memory.oid AS relation,
@@ -132,6 +152,7 @@ KEYS: Final = """, indexes AS (
     VALUES
         ('sessions', 'id', 1, 99),
         ('session_details', 'session_id', 6, 99),
+        ('feedback', 'id', 7, 99),
         ('messages', 'id', 1, 2),
         ('messages', 'session_id, seq', 3, 99),
         ('messages', 'session_id, id', 3, 99)
@@ -157,7 +178,7 @@ KEYS: Final = """, indexes AS (
             SELECT FROM pg_trigger WHERE tgconstraint = pg_constraint.oid AND tgenabled NOT IN ('O', 'A')
         ) AS is_working
     FROM memory AS referring
-    JOIN memory AS sessions ON referring.name <> 'sessions' AND sessions.name = 'sessions'
+    JOIN memory AS sessions ON referring.name NOT IN ('sessions', 'feedback') AND sessions.name = 'sessions'
     JOIN pg_constraint ON conrelid = referring.oid AND confrelid = sessions.oid AND contype = 'f'
     JOIN attributes ON relation = referring.oid AND attribute = 'session_id'
         AND attributes.attnum = conkey[1] AND pg_catalog.cardinality(conkey) = 1
@@ -173,7 +194,7 @@ KEYS: Final = """, indexes AS (
                 OR misfits.name = memory.name AND attribute = 'session_id'
         ) AS changes_type
     FROM memory
-    WHERE memory.name <> 'sessions'
+    WHERE memory.name NOT IN ('sessions', 'feedback')
 )"""
 
 # Each row: the rank of the statement among those of an upgrade, the kind of the fault, what has it, a detail, the
@@ -221,6 +242,7 @@ END, coalesce(name = 'messages' AND names = 'id' AND is_key, FALSE), NULL
 FROM indexes
 WHERE is_ours AND CASE name
     WHEN 'sessions' THEN has_id IS NOT TRUE
+    WHEN 'feedback' THEN has_id IS NOT TRUE
     WHEN 'session_details' THEN has_session IS NOT TRUE
     ELSE (has_session AND (has_id OR has_seq)) IS NOT TRUE AND NOT (is_primary AND $1 < 3)
 END
@@ -233,10 +255,23 @@ JOIN reference ON reference.name = foreign_keys.name
 WHERE NOT foreign_keys.is_working OR changes_type AND $1 < 3
 
 UNION ALL
+SELECT 2, 'feedback key', conname::text, shown, pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', shown, conname),
+    FALSE, NULL
+FROM memory
+JOIN pg_constraint ON conrelid = memory.oid AND contype = 'f'
+WHERE name = 'feedback'
+
+UNION ALL
+SELECT 1, 'missing', 'feedback', shown, '', FALSE, NULL
+FROM memory
+WHERE name = 'sessions' AND $1 >= 7 AND NOT EXISTS (SELECT FROM memory AS own WHERE own.name = 'feedback')
+
+UNION ALL
 SELECT 3, 'deferrable', conname::text, shown, pg_catalog.format('ALTER TABLE %s DROP CONSTRAINT %I', shown, conname),
     TRUE, NULL
 FROM indexes
-WHERE (name = 'sessions' AND names = 'id' OR name = 'session_details' AND names = 'session_id') AND NOT indimmediate
+WHERE (name IN ('sessions', 'feedback') AND names = 'id' OR name = 'session_details' AND names = 'session_id')
+    AND NOT indimmediate
 
 UNION ALL
 SELECT 4, 'type', shown || '.' || attribute, type, pg_catalog.format(

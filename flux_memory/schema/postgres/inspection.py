@@ -19,6 +19,23 @@ NUMBERED: Final = 3
 NARROWED: Final = 6
 """The version since which titles and metadata of sessions are in a table of their own, and ids have 255 characters."""
 
+WITH_FEEDBACK: Final = 7
+"""The version since which there is a table of feedback."""
+
+# Ranked last: other statements use the name that the table still has.
+SELECT_TAKEN_NAMES: Final = """
+SELECT 11, 'name', pg_class.oid::regclass::text, '',
+    pg_catalog.format(
+        'ALTER %s %s RENAME TO %I',
+        CASE relkind WHEN 'i' THEN 'INDEX' ELSE 'TABLE' END, pg_class.oid::regclass, relname::text || '_before'
+    ), FALSE, NULL
+FROM pg_class
+JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE nspname = current_schema() AND relname IN (
+    'feedback', 'feedback_pkey', 'feedback_by_time', 'feedback_of_session_by_time', 'feedback_of_message_by_time',
+    'feedback_of_user_by_time'
+)
+"""
 SELECT_OBSTACLES: Final = """
 SELECT pg_catalog.format(
     '%s belongs to the role %I, and only its owner may upgrade it; run flux-memory check --full as that role',
@@ -66,6 +83,8 @@ _SENTENCES: Final = {
     "referrer": "{subject} refers to {detail}, whose key the upgrade replaces",
     "dependent": "{subject} depends on {detail}, which the upgrade changes; drop it, and create it again afterwards",
     "unique": "the unique key {subject} of {detail} refuses rows that the memory has to store",
+    "feedback key": "the foreign key {subject} of {detail} refuses or removes feedback on sessions that are gone",
+    "missing": "the table {subject} is missing beside {detail}; restore it from a backup",
     "foreign key": "the foreign key {subject} of {detail} is disabled, not validated or without ON DELETE CASCADE",
     "deferrable": "the key {subject} of {detail} is deferrable",
     "type": "{subject} is of type {detail}",
@@ -100,6 +119,8 @@ async def find_faults(connection: Any, version: int) -> list[Fault]:
     rows = [*await connection.fetch(SELECT_FAULTS, version)]
     if version < NARROWED:
         rows += await connection.fetch(SELECT_NARROWING_FAULTS, version)
+    if version < WITH_FEEDBACK:
+        rows += await connection.fetch(SELECT_TAKEN_NAMES)
     if 0 < version < NUMBERED:
         rows += await connection.fetch(SELECT_ADOPTION_FAULTS, version)
     faults = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
-from flux_memory.schema.postgres.tables import MEMORY
+from flux_memory.schema.postgres.tables import IS_OURS, MEMORY
 
 # A superuser, the owner of the schema and that of the database decide what the names refer to, so the role trusts them
 # already. A member of the role can act as it. For any other role, being able to create objects here must not be enough
@@ -46,7 +46,7 @@ WITH memory AS (
     SELECT pg_class.oid, pg_class.oid::regclass::text AS shown, relowner, nspowner
     FROM pg_class
     JOIN pg_namespace ON pg_namespace.oid = relnamespace
-    WHERE pg_table_is_visible(pg_class.oid) AND relname = ANY ($1::text::name[])
+    WHERE pg_table_is_visible(pg_class.oid) AND relname = ANY ($1::text::name[]) AND {IS_OURS}
 ), parts (relation, class, object) AS (
     SELECT memory.oid, 'pg_trigger'::regclass::oid, pg_trigger.oid
     FROM memory

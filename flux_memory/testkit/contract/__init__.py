@@ -23,6 +23,7 @@ from flux_memory.testkit.contract.following import FollowingContract
 from flux_memory.testkit.contract.forks import ForksContract
 from flux_memory.testkit.contract.interrupted_removals import InterruptedRemovalsContract
 from flux_memory.testkit.contract.interrupted_updates import InterruptedUpdatesContract
+from flux_memory.testkit.contract.lasting_ratings import LastingRatingsContract
 from flux_memory.testkit.contract.leftovers import LeftoversContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
 from flux_memory.testkit.contract.limits import LimitsContract
@@ -40,6 +41,7 @@ from flux_memory.testkit.contract.order import OrderContract
 from flux_memory.testkit.contract.pages import PagesContract
 from flux_memory.testkit.contract.pops import PopsContract
 from flux_memory.testkit.contract.racing_creators import RacingCreatorsContract
+from flux_memory.testkit.contract.ratings import RatingsContract
 from flux_memory.testkit.contract.removals import RemovalsContract
 from flux_memory.testkit.contract.revisions import RevisionsContract
 from flux_memory.testkit.contract.separate_metadata import SeparateMetadataContract
@@ -75,6 +77,8 @@ class MemoryContract(
     ContentionContract,
     ConcurrencyContract,
     InterruptedUpdatesContract,
+    LastingRatingsContract,
+    RatingsContract,
     RevisionsContract,
     TruncationContract,
     MergesContract,

@@ -193,5 +193,11 @@ CALLS: Final[dict[Capability, list[ClaimedCall]]] = {
             "delete_sessions", "inactive_since", lambda memory, _: memory.delete_sessions(inactive_since=_LONG_AGO)
         ),
     ],
+    Capability.FEEDBACK: [
+        ClaimedCall("feedback", "feedback", lambda memory, s: memory.feedback.add(s, 1)),
+        ClaimedCall("feedback", "feedback", lambda memory, _: memory.feedback.get()),
+        ClaimedCall("feedback", "feedback", lambda memory, _: memory.feedback.stats()),
+        ClaimedCall("feedback", "feedback", lambda memory, _: memory.feedback.delete("no entry")),
+    ],
 }
 """The calls that need a capability. Other clauses check what they do."""

@@ -188,6 +188,57 @@ class CurrentStateContract(Binding):
             new = {"message_count": count, "updated_at": newest["created_at"], "revision": found["revision"]}
             assert found == {**created, **new}
 
+    @clause(
+        "FM-SES-018",
+        promise="A handle sees what others store after any call of its own: one that was refused, found nothing or "
+        "filtered a list.",
+        impact="After one rejected change a worker shows old conversations until it writes again.",
+        needs=NEEDED | Capability.SEVERAL_HANDLES,
+    )
+    async def test_no_call_stops_the_clock(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        await memory.create_session("t", session_id="s")
+        await memory.add_message("s", "user", "m", message_id="m")
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "a message of the same id": lambda: memory.add_message("s", "user", "another", message_id="m"),
+            "a batch with such a message": lambda: memory.add_messages(
+                "s", [_message("b"), _message("m") | {"role": "r"}]
+            ),
+            "a session of the same id": lambda: memory.create_session(session_id="s"),
+            "an add to no session": lambda: memory.add_message("none", "user", "text"),
+            "a title of no session": lambda: memory.update_session_title("none", "text"),
+            "a page before no message": lambda: memory.get_history("s", before="none"),
+            "an invalid limit": lambda: memory.get_history("s", -1),
+        }
+        optional: dict[Capability, Callable[[], Awaitable[Any]]] = {
+            Capability.METADATA_FILTER: lambda: memory.get_sessions(metadata={"k": [{"l": 1}]}),
+            Capability.USER_SCOPE: lambda: memory.get_sessions(user_id="u"),
+            Capability.COUNT_FILTER | Capability.USER_SCOPE: lambda: memory.count_sessions(user_id="u"),
+            Capability.SESSION_UPDATES | Capability.REVISIONS: lambda: memory.update_session(
+                "s", expected_revision="none", title="late"
+            ),
+            Capability.SESSION_UPDATES | Capability.TRUNCATE: lambda: memory.update_session("s", truncate_from="none"),
+            Capability.REVISIONS: lambda: memory.delete_session("s", expected_revision="none"),
+            Capability.POP: lambda: memory.pop_message("none"),
+            Capability.FORK: lambda: memory.fork_session("s", through="none"),
+            Capability.RETENTION | Capability.USER_SCOPE: lambda: memory.delete_sessions(user_id="u"),
+            Capability.MESSAGE_LOOKUP: lambda: memory.get_message("s", "none"),
+        }
+        calls |= {needed.words: call for needed, call in optional.items() if needed in store.capabilities}
+        said = ["m"]
+        for name, call in calls.items():
+            await asyncio.gather(call(), return_exceptions=True)
+            assert contents(await memory.get_history("s")) == said, f"after {name}"
+            await other.add_message("s", "user", name)
+            said.append(name)
+            history, record, rows = await asyncio.gather(
+                memory.get_history("s"), memory.get_session("s"), memory.get_sessions()
+            )
+            assert contents(history) == said, f"{name}: the history is out of date"
+            assert record is not None
+            assert record["message_count"] == len(said), f"{name}: the record is out of date"
+            assert rows == [record], f"{name}: the list is out of date"
+
 
 def _message(message_id: str) -> Any:
     return {"role": "user", "content": message_id, "message_id": message_id}

@@ -252,6 +252,34 @@ class ForksContract(Binding):
         found: Any = await memory.get_session(fork)
         assert found["message_count"] == len(ids)
 
+    @clause(
+        "FM-FRK-009",
+        promise="A copy of a copy has everything that the first copy had, and keeps it when both are gone.",
+        impact="The second branch of a conversation has lost its settings, or vanishes with the first.",
+        needs=Capability.FORK
+        | Capability.SESSIONS
+        | Capability.SESSION_METADATA
+        | Capability.USER_SCOPE
+        | Capability.TITLES,
+    )
+    async def test_a_copy_of_a_copy(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session("t", {"k": {"l": [1.0]}}, user_id="u")
+        await add_numbered(memory, session, range(3))
+        line = [session]
+        for number in range(3):
+            line.append(await memory.fork_session(line[-1]))
+            await memory.add_message(line[-1], "user", f"in copy {number}")
+            await memory.update_session_title(line[-1], f"copy {number}")
+        last: Any = await memory.get_session(line[-1])
+        assert (last["title"], last["metadata"], last["user_id"]) == ("copy 2", {"k": {"l": [1.0]}}, "u")
+        for gone in line[:-1]:
+            await memory.delete_session(gone)
+        said = ["0", "1", "2", *(f"in copy {number}" for number in range(3))]
+        assert contents(await memory.get_history(line[-1])) == said
+        assert await memory.get_sessions() == [last]
+        assert last["message_count"] == len(said)
+
 
 async def _whole(memory: Memory, session: str) -> tuple[Any, Any]:
     return await memory.get_session(session), await memory.get_history(session)

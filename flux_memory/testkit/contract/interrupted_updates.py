@@ -37,7 +37,7 @@ SHARES: Final = 2
 KEPT: Final = ("0", "1")
 """The messages of a session before its update, which replaces the last one."""
 
-UPDATED: Final = EVERY_PART | Capability.SEVERAL_HANDLES
+UPDATED: Final = EVERY_PART | Capability.TRUNCATE | Capability.SEVERAL_HANDLES
 CREATED: Final = OWNED | Capability.SEVERAL_HANDLES | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS
 
 

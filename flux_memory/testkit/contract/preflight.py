@@ -12,6 +12,8 @@ from typing import Any, Final, NoReturn
 import pytest
 
 from flux_memory import BackendUnavailableError, FluxMemoryError, Memory, deadline
+from flux_memory.testkit.capabilities import Capability
+from flux_memory.testkit.contract.missing_calls import Missing, find_missing
 from flux_memory.testkit.evidence.properties import CLAUSE
 from flux_memory.testkit.recorder import awaitable
 from flux_memory.testkit.verdicts import BindingFault
@@ -56,6 +58,8 @@ class Preflight:
         self._test = ""
         self.has_memory_factory = False
         """Whether the fixtures of this test gave a function that opens handles."""
+        self.missing: Missing = {}
+        """What the memory lacks of its claims, for advice beside the failures of clauses."""
 
     def begin(self, test: str) -> None:
         """Begin a clause's test, given its node id; refuse a binding that is known to be at fault."""
@@ -97,19 +101,20 @@ class Preflight:
                 self._refuse(reason)
         self.has_memory_factory = True
 
-    async def check_store(self, factory: Callable[[], Any], *, lists: bool) -> None:
+    async def check_store(self, factory: Callable[[], Any], *, claimed: Capability) -> None:
         """Open a handle and read from the store, on the clause's event loop.
 
         Args:
             factory: The binding's `memory_factory`.
-            lists: The backend claims to list its sessions.
+            claimed: The capabilities that the binding claims.
         """
         __tracebackhide__ = True
         if not self._checks_due:
             return
         memory = self._open(factory)
+        self.missing = find_missing(memory, claimed)
         try:
-            sessions = await self._read(memory, lists=lists)
+            sessions = await self._read(memory, lists=Capability.SESSIONS in claimed)
         finally:
             await _close(memory)
         if not self._worked:

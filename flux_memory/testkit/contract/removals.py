@@ -26,7 +26,7 @@ from flux_memory.testkit.contract.under_test import (
 from flux_memory.testkit.verdicts import unverified
 
 RACES: Final = 12
-MANY_SESSIONS: Final = 330
+MANY_SESSIONS: Final = 1_050
 """More than a batch of a deletion is likely to have."""
 KEPT: Final = 5
 BUSY: Final = 30
@@ -217,8 +217,8 @@ class RemovalsContract(Binding):
 
     @clause(
         "FM-DEL-013",
-        promise="`delete_sessions` removes any number of sessions: hundreds, with each of their messages, and returns "
-        "their number.",
+        promise="`delete_sessions` removes any number of sessions: a thousand, with each of their messages, and "
+        "returns their number.",
         impact="A retention job stops after its first batch, and the store grows without end.",
         needs=Capability.RETENTION | Capability.SESSIONS | Capability.TIMESTAMPS | Capability.USER_SCOPE,
     )

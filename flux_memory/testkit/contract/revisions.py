@@ -14,7 +14,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, another_handle, contents, gather_outcomes
-from flux_memory.testkit.contract.updates import EVERY_PART, PARTS, fill, state_of
+from flux_memory.testkit.contract.updates import EVERY_PART, fill, parts_of, state_of
 
 RACERS: Final = 20
 ROUNDS: Final = 3
@@ -22,9 +22,6 @@ RUN: Final = 150
 """Changes after which a counter or a clock that makes revisions would have repeated one."""
 INCREMENTS: Final = 6
 """Changes that each of several callers makes by reading, deciding and comparing."""
-
-WITHOUT_CUTS: Final = EVERY_PART & ~Capability.TRUNCATE
-"""What the clauses need that remove no messages."""
 
 Change = Callable[[Memory, str], Awaitable[Any]]
 
@@ -47,14 +44,17 @@ class RevisionsContract(Binding):
             "batch": lambda memory, s: memory.add_messages(s, _messages("x")),
             "title": lambda memory, s: memory.update_session_title(s, "new"),
             "the same title": lambda memory, s: memory.update_session_title(s, "old"),
-            **{f"update, {name}": _update(parts) for name, parts in PARTS.items()},
+            **{f"update, {name}": _update(parts) for name, parts in parts_of(store).items()},
             "the same title again": _update({"title": "old"}),
             "the same metadata": _update({"merge_metadata": {"b": [1.0]}}),
             "no metadata": _update({"merge_metadata": {}}),
             "no such key": _update({"remove_metadata": ["none"]}),
             "a stored message": _update({"messages": [{"role": "user", "content": "1", "message_id": "m1"}]}),
-            "everything": _update({"title": "t", "merge_metadata": {"k": 1}, "truncate_all": True}),
+            "everything": _update({"title": "t", "merge_metadata": {"k": 1}, "messages": _messages("x")}),
         }
+        if Capability.TRUNCATE in store.capabilities:
+            everything = {"title": "t", "merge_metadata": {"k": 1}, "truncate_all": True}
+            changes["everything, truncated"] = _update(everything)
         if Capability.POP in store.capabilities:
             changes["pop"] = lambda memory, s: memory.pop_message(s)
         seen: list[str] = []
@@ -98,11 +98,12 @@ class RevisionsContract(Binding):
             memory.add_message(session, "", "text"),
             memory.update_session_title(session, "\x00"),
             memory.update_session(session, title="t", expected_revision="none"),
-            memory.update_session(session, title="t", truncate_from="unknown"),
             memory.update_session(session, title="t", messages=_messages("m1")),
             memory.update_session(session),
             memory.update_session("nowhere", title="t"),
         ]
+        if Capability.TRUNCATE in store.capabilities:
+            refused.append(memory.update_session(session, title="t", truncate_from="unknown"))
         for outcome in await gather_outcomes(*refused):
             assert isinstance(outcome, ConflictError | InvalidInputError | SessionNotFoundError), outcome
         assert await state_of(memory, session) == first
@@ -117,7 +118,7 @@ class RevisionsContract(Binding):
         promise="A session's revision is the same in each record: of an update, of `get_session` and of "
         "`get_sessions`, by any handle.",
         impact="A change is refused, although the caller has just read the session.",
-        needs=WITHOUT_CUTS | Capability.SEVERAL_HANDLES,
+        needs=EVERY_PART | Capability.SEVERAL_HANDLES,
     )
     async def test_one_revision_in_every_record(self, store: StoreUnderTest) -> None:
         memory, other = store.open(), store.open()
@@ -143,7 +144,7 @@ class RevisionsContract(Binding):
         promise="A revision is never used again: not after many changes, not by another session, and not by one that "
         "is deleted and created anew under the same id.",
         impact="A caller overwrites a conversation that it takes for the one that it has read.",
-        needs=WITHOUT_CUTS | Capability.SESSION_IDS,
+        needs=EVERY_PART | Capability.SESSION_IDS,
     )
     async def test_revisions_are_not_reused(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -210,24 +211,28 @@ class RevisionsContract(Binding):
         lookalikes += [text for text in (own.upper(), own.lower(), own.replace("-", "")) if text != own]
 
         async def refuse(expected: str) -> None:
-            for parts in PARTS.values():
+            for parts in parts_of(store).values():
                 with pytest.raises(ConflictError):
                     await memory.update_session(session, expected_revision=expected, **parts)
 
         await together(map(refuse, lookalikes))
         assert await state_of(memory, session) == (before, history)
-        parts: list[dict[str, Any]] = [{"title": "t"}, {"truncate_from": "m1"}, {"messages": _messages("x")}]
-        for given in (*parts, {"merge_metadata": {}}):
+        parts: list[dict[str, Any]] = [{"title": "t"}, {"messages": _messages("x")}, {"merge_metadata": {}}]
+        kept = ["0", "1", "2"]
+        if Capability.TRUNCATE in store.capabilities:
+            parts.insert(1, {"truncate_from": "m1"})
+            del kept[1:]
+        for given in parts:
             own = (await memory.update_session(session, expected_revision=own, **given))["revision"]
         after, history = await state_of(memory, session)
-        assert (after["revision"], after["title"], contents(history)) == (own, "t", ["0", "x"])
+        assert (after["revision"], after["title"], contents(history)) == (own, "t", [*kept, "x"])
 
     @clause(
         "FM-REV-006",
         promise="Of concurrent updates that expect the same revision exactly one is made; the others raise "
         "`ConflictError` and change nothing.",
         impact="Two workers answer the same message, and both answers are stored.",
-        needs=WITHOUT_CUTS,
+        needs=EVERY_PART,
     )
     async def test_one_of_many_racing_updates_is_made(self, store: StoreUnderTest) -> None:
         handles = [first := store.open(), another_handle(store, first)]
@@ -260,7 +265,7 @@ class RevisionsContract(Binding):
         promise="Conditional updates lose no change of one another and none of concurrent adds: what they are "
         "based on is what is stored.",
         impact="A counter or a plan in the metadata misses steps, or an answer ignores the question before it.",
-        needs=WITHOUT_CUTS,
+        needs=EVERY_PART,
     )
     async def test_conditional_updates_beside_adds(self, store: StoreUnderTest) -> None:
         handles = [first := store.open(), another_handle(store, first)]

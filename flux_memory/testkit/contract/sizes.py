@@ -74,6 +74,7 @@ class SizesContract(Binding):
         "through any handle.",
         impact="Once a conversation is too large for one response, its oldest or newest messages are missing.",
         needs=NOTHING,
+        thorough=True,
     )
     async def test_a_history_beyond_64_megabytes(self, store: StoreUnderTest) -> None:
         memory = store.open()
@@ -95,6 +96,7 @@ class SizesContract(Binding):
         "and of sessions.",
         impact="The sources of an answer are lost, or the session that holds them cannot be listed any more.",
         needs=Capability.MESSAGE_METADATA,
+        thorough=True,
     )
     async def test_metadata_around_usual_caps(self, store: StoreUnderTest) -> None:
         await _check_metadata(store, *_two_handles(store), [*_around(USUAL_CAPS[0]), _most_metadata(store)])

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import pytest
 
@@ -97,8 +97,6 @@ class StoreUnderTest:
         """The clause that runs on this store."""
         self.finished = False
         """Whether a clause ran on this store to its end."""
-        self.left = ""
-        """Why a clause is left to the thorough profile; empty if it is not."""
         self.transcript = Transcript()
         self._preflight = preflight
         self._clock_at = clock_at
@@ -113,7 +111,7 @@ class StoreUnderTest:
         """Check that the binding gives an empty store that can be reached, unless it was checked often enough."""
         __tracebackhide__ = True
         if self._preflight is not None:
-            await self._preflight.check_store(self.factory, lists=Capability.SESSIONS in self.capabilities)
+            await self._preflight.check_store(self.factory, claimed=self.capabilities)
 
     def open(self) -> Memory:
         """Open another handle; it is closed when the clause ends."""
@@ -221,11 +219,6 @@ class StoreUnderTest:
             f"{capability.name} is {'' if claimed else 'not '}claimed, and {outcome}: {MEANING[capability]}"
         )
         return False
-
-    def leave_to_thorough(self, reason: str) -> NoReturn:
-        """End a clause that this store is too slow for; the thorough profile runs it to its end."""
-        self.left = reason
-        pytest.skip(f"thorough only: {reason}")
 
     def check_claims(self) -> None:
         """Fail if a finding disagrees with the claims."""

@@ -31,9 +31,10 @@ UPDATES: Final = Capability.SESSION_UPDATES | Capability.SESSIONS
 """What a clause on updates needs at least."""
 EVERY_PART: Final = (
     UPDATES
-    | (Capability.TITLES | Capability.SESSION_METADATA | Capability.TRUNCATE | Capability.REVISIONS)
+    | (Capability.TITLES | Capability.SESSION_METADATA | Capability.REVISIONS)
     | (Capability.BATCH | Capability.MESSAGE_IDS | Capability.IDEMPOTENT_IDS)
 )
+"""What the clauses on all parts need. Of a memory without `TRUNCATE` they make no call that truncates."""
 
 PARTS: Final[dict[str, dict[str, Any]]] = {
     "title": {"title": "new"},
@@ -44,6 +45,8 @@ PARTS: Final[dict[str, dict[str, Any]]] = {
     "append": {"messages": [{"role": "tool", "content": "added", "message_id": "new"}]},
 }
 """Each part of an update of the session that `fill` creates."""
+CUTS: Final = ("truncate", "truncate all")
+"""The parts that only a memory with `TRUNCATE` has."""
 
 UPDATES_SEEN: Final = 12
 """Updates beside which readers look at the session."""
@@ -70,11 +73,12 @@ class UpdatesContract(Binding):
             "append": {"message_count": 4},
         }
         said = {"truncate": ["0"], "truncate all": [], "append": ["0", "1", "2", "added"]}
+        parts = parts_of(store)
 
         async def check(name: str) -> None:
             session = await fill(memory)
             before, history = await state_of(memory, session)
-            returned: Any = await memory.update_session(session, **PARTS[name])
+            returned: Any = await memory.update_session(session, **parts[name])
             assert type(returned) is dict
             assert set(returned) == SESSION_KEYS
             new = {key: returned[key] for key in ("updated_at", "revision")}
@@ -84,7 +88,7 @@ class UpdatesContract(Binding):
             assert contents(kept) == said.get(name, ["0", "1", "2"])
             assert kept[: len(history)] == history[: len(kept)]
 
-        await together(map(check, PARTS))
+        await together(map(check, parts))
         # An empty title is a title, and not a missing one.
         assert (await memory.update_session(await fill(memory), title=""))["title"] == ""
 
@@ -96,9 +100,12 @@ class UpdatesContract(Binding):
     )
     async def test_the_order_of_the_parts(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        new: Any = {"role": "user", "content": "1, edited", "message_id": "m1"}
-        for cut, kept in (({"truncate_from": "m1"}, ["0"]), ({"truncate_all": True}, [])):
+        cuts: list[tuple[dict[str, Any], str, list[str]]] = [({}, "new", ["0", "1", "2"])]
+        if Capability.TRUNCATE in store.capabilities:
+            cuts += [({"truncate_from": "m1"}, "m1", ["0"]), ({"truncate_all": True}, "m1", [])]
+        for cut, key, kept in cuts:
             session = await fill(memory)
+            new: Any = {"role": "user", "content": "1, edited", "message_id": key}
             parts: Any = {**cut, "messages": [new, {"role": "tool", "content": "next"}]}
             returned = await memory.update_session(
                 session, title="t", merge_metadata={"b": 3, "c": {}}, remove_metadata=("a", "b"), **parts
@@ -108,10 +115,10 @@ class UpdatesContract(Binding):
             record, history = await state_of(memory, session)
             assert record == returned
             assert contents(history) == [*kept, "1, edited", "next"]
-            assert history[-2]["id"] == "m1"
+            assert history[-2]["id"] == key
             # Without the order, a message that is stored already would be a retry, or the edited one a conflict.
             with pytest.raises(ConflictError):
-                await memory.update_session(session, messages=[{"role": "user", "content": "1", "message_id": "m1"}])
+                await memory.update_session(session, messages=[{"role": "user", "content": "1", "message_id": key}])
 
     @clause(
         "FM-UPD-003",
@@ -130,16 +137,19 @@ class UpdatesContract(Binding):
             "append": {"messages": [*_messages("x", "y"), {"role": "r", "content": "c", "message_id": "m0"}]},
             "append twice": {"messages": [*_messages("x"), {"role": "r", "content": "c", "message_id": "x"}]},
         }
+        every = parts_of(store)
+        if Capability.TRUNCATE not in store.capabilities:
+            del failing["truncate"]
 
         async def refuse(name: str, parts: tuple[str, ...]) -> None:
-            given = {key: value for part in parts for key, value in PARTS[part].items()}
+            given = {key: value for part in parts for key, value in every[part].items()}
             with pytest.raises(ConflictError):
                 await memory.update_session(session, **{**given, **failing[name]})
 
         for name in failing:
             # A failing append replaces the sound one; "m0" stays, unless all messages are removed first.
-            sound = [part for part in PARTS if not (part == "truncate all" and name in {"truncate", "append"})]
-            pairs = [pair for pair in itertools.combinations(sound, 2) if pair != ("truncate", "truncate all")]
+            sound = [part for part in every if not (part == "truncate all" and name in {"truncate", "append"})]
+            pairs = [pair for pair in itertools.combinations(sound, 2) if pair != CUTS]
             await together(refuse(name, parts) for parts in [*((part,) for part in sound), *pairs])
             assert await state_of(other, session) == before, name
 
@@ -151,7 +161,9 @@ class UpdatesContract(Binding):
     )
     async def test_an_update_of_no_session(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        parts = [*PARTS.values(), {"truncate_from": "m1", "expected_revision": "none"}]
+        parts = [*parts_of(store).values(), {"title": "t", "expected_revision": "none"}]
+        if Capability.TRUNCATE in store.capabilities:
+            parts.append({"truncate_from": "m1", "expected_revision": "none"})
 
         async def refuse(key: str) -> None:
             for given in parts:
@@ -181,8 +193,9 @@ class UpdatesContract(Binding):
             *({}, {"expected_revision": before[0]["revision"]}, {"expected_revision": "none"}),
             *({"remove_metadata": ()}, {"messages": []}, {"messages": iter(()), "remove_metadata": []}),
             {"title": None, "merge_metadata": None, "truncate_from": None, "truncate_all": False},
-            *({"truncate_from": "m1", "truncate_all": True}, {"truncate_from": "unknown", "truncate_all": True}),
         ]
+        if Capability.TRUNCATE in store.capabilities:
+            empty += [{"truncate_from": each, "truncate_all": True} for each in ("m1", "unknown")]
         values: list[tuple[str, Any]] = [
             *(("title", text) for text in ("\x00", "a\ud800")),
             *(("merge_metadata", value) for value in ({"k": float("nan")}, {"k": "\x00"}, {"\ud800": 1})),
@@ -191,13 +204,15 @@ class UpdatesContract(Binding):
             ("messages", [{"role": "r", "content": "c", "other": 1}]),
         ]
         types: list[tuple[str, Any]] = [
-            *((name, value) for name in ("title", "expected_revision", "truncate_from") for value in NOT_TEXTS),
+            *((name, value) for name in ("title", "expected_revision") for value in NOT_TEXTS),
             *(("merge_metadata", value) for value in (*NOT_OBJECTS, {1: 1}, {"k": {1}})),
             *(("remove_metadata", value) for value in ("a", "", b"a", {"a": 1}, 1, None, object(), [None], ["a", 1])),
-            *(("truncate_all", value) for value in (0, 1, "yes", None, [True])),
             *(("messages", value) for value in NOT_BATCHES),
             *(("messages", [value]) for value in NOT_MESSAGES),
         ]
+        if Capability.TRUNCATE in store.capabilities:
+            types += [("truncate_from", value) for value in NOT_TEXTS]
+            types += [("truncate_all", value) for value in (0, 1, "yes", None, [True])]
 
         async def refuse(key: str, given: dict[str, Any], kind: type[Exception], name: str) -> None:
             (answer,) = await gather_outcomes(memory.update_session(key, **given))
@@ -240,6 +255,9 @@ class UpdatesContract(Binding):
         memory, other = store.open(), store.open()
         session = await memory.create_session("0", {"n": 0})
         done = asyncio.Event()
+        cuts = Capability.TRUNCATE in store.capabilities
+        # Each update adds so many messages, to none if it can remove those before.
+        counts = [number % 5 if cuts else sum(at % 5 for at in range(number + 1)) for number in range(UPDATES_SEEN + 1)]
 
         async def read(look: Callable[[], Any], check: Callable[[Any], bool]) -> None:
             while not done.is_set():
@@ -250,20 +268,22 @@ class UpdatesContract(Binding):
 
         def is_whole(row: Session) -> bool:
             number = int(row["title"])
-            return row["metadata"] == {"n": number} and row["message_count"] == number % 5
+            return row["metadata"] == {"n": number} and row["message_count"] == counts[number]
+
+        def is_one_version(said: list[str]) -> bool:
+            return _is_one_version(said) if cuts else len(said) in counts
 
         reads = [
             read(lambda: other.get_session(session), is_whole),
             read(other.get_sessions, lambda rows: len(rows) == 1 and is_whole(rows[0])),
-            read(lambda: other.get_history(session), lambda rows: _is_one_version(contents(rows))),
+            read(lambda: other.get_history(session), lambda rows: is_one_version(contents(rows))),
         ]
         reading = asyncio.gather(*reads)
         try:
             for number in range(1, UPDATES_SEEN + 1):
                 batch = _messages(*(f"{number} {at}" for at in range(number % 5)))
-                await memory.update_session(
-                    session, title=str(number), merge_metadata={"n": number}, truncate_all=True, messages=batch
-                )
+                given: Any = {"title": str(number), "merge_metadata": {"n": number}, "messages": batch}
+                await memory.update_session(session, **given, truncate_all=cuts)
                 if reading.done():
                     break
         finally:
@@ -280,9 +300,15 @@ class UpdatesContract(Binding):
         memory = store.open()
         others = [await fill(memory), await fill(memory)]
         before = [await state_of(memory, other) for other in others]
-        for parts in PARTS.values():
+        for parts in parts_of(store).values():
             await memory.update_session(await fill(memory), **parts)
             assert [await state_of(memory, other) for other in others] == before, parts
+
+
+def parts_of(store: StoreUnderTest) -> dict[str, dict[str, Any]]:
+    """Return each part of an update that the memory claims."""
+    cuts = Capability.TRUNCATE in store.capabilities
+    return {name: part for name, part in PARTS.items() if cuts or name not in CUTS}
 
 
 async def fill(memory: Memory) -> str:

@@ -20,6 +20,7 @@ from flux_memory.testkit.evidence.document import (
     worst,
 )
 from flux_memory.testkit.evidence.properties import (
+    ADVICE,
     BACKEND,
     BACKEND_VERSION,
     CAPABILITY,
@@ -61,6 +62,8 @@ class BackendOutcomes:
     server: str | None = None
     version: str | None = None
     limits: dict[str, int] = field(default_factory=dict)
+    advice: str | None = None
+    """What the memory lacks of its claims; None if it lacks nothing."""
     capabilities: dict[str, CapabilityEvidence] = field(default_factory=dict)
     ran: set[tuple[str, str, str]] = field(default_factory=set)
     """Each clause with a result, after the binding whose test gave it, since several may have the same name of a
@@ -123,6 +126,7 @@ class Collector:
         outcomes.server = said.get(SERVER, outcomes.server)
         outcomes.version = said.get(BACKEND_VERSION, outcomes.version)
         outcomes.limits |= said.get(LIMITS, {})
+        outcomes.advice = said.get(ADVICE, outcomes.advice)
         for each in _all(CAPABILITY, report):
             outcomes.capabilities[each["name"]] = CapabilityEvidence(**each)
         seconds = report.duration if report.when == "call" else 0.0

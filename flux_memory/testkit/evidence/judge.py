@@ -104,8 +104,6 @@ def _result_of_skip(
 ) -> dict[str, Any]:
     if given is not None and given.outcome in NOT_ASKED:
         return {"outcome": given.outcome, "reason": given.reason}
-    if (store := _store_of(item)) is not None and store.left:
-        return {"outcome": "thorough only", "reason": store.left}
     # A fixture or a mark may skip for any reason; only the clause itself finds that it cannot be verified.
     if declared is not None and when == "call" and isinstance(raised, Unverified):
         return {"outcome": "unverifiable", "reason": presentable(declared)}

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final, Self
 from uuid import uuid4
 
-from flux_memory import FluxMemoryError, Memory, Message, Metadata, NewMessage, OutcomeUnknownError, Session
+from flux_memory import Feedback, FluxMemoryError, Memory, Message, Metadata, NewMessage, OutcomeUnknownError, Session
 from flux_memory.testkit.histories.journal import Journal, Operation, Sent
 from flux_memory.testkit.reference.values import plain_json
 
@@ -44,6 +44,11 @@ class Recorder:
         self._journal = journal
         self._worker = worker
         self._unknown = unknown
+
+    @property
+    def feedback(self) -> Feedback:
+        """See `Memory`; calls on feedback are not recorded."""
+        return self._memory.feedback
 
     async def create_session(
         self,

@@ -262,3 +262,51 @@ class NamesItself(Sound):
     async def get_session(self, session_id: Any) -> Any:
         row = await super().get_session(session_id)
         return row and {**row, "title": row["title"] or self.first.get(session_id, "")}
+
+
+class _KeepsASnapshot(Sound):
+    """Leaves a transaction open, in which the reads that follow see the first answer until the next write."""
+
+    async def get_history(self, session_id: Any, limit: Any = None, **given: Any) -> Any:
+        seen = self.__dict__.get("snapshot")
+        if seen is None or given or limit is not None:
+            return await super().get_history(session_id, limit, **given)
+        if session_id not in seen:
+            seen[session_id] = await super().get_history(session_id)
+        return seen[session_id]
+
+    async def add_message(self, *args: Any, **given: Any) -> Any:
+        self.__dict__["snapshot"] = None
+        return await super().add_message(*args, **given)
+
+    def _begin(self) -> None:
+        self.__dict__["snapshot"] = {}
+
+
+@caught_by("FM-SES-018")
+class ConflictsLeaveATransactionOpen(_KeepsASnapshot):
+    async def add_message(self, *args: Any, **given: Any) -> Any:
+        try:
+            return await super().add_message(*args, **given)
+        except ConflictError:
+            self._begin()
+            raise
+
+
+@caught_by("FM-SES-018")
+class RefusedUpdatesLeaveATransactionOpen(_KeepsASnapshot):
+    async def update_session(self, *args: Any, **given: Any) -> Any:
+        try:
+            return await super().update_session(*args, **given)
+        except ConflictError:
+            self._begin()
+            raise
+
+
+@caught_by("FM-SES-018")
+class FiltersLeaveATransactionOpen(_KeepsASnapshot):
+    async def get_sessions(self, *args: Any, metadata: Any = None, **given: Any) -> Any:
+        found = await super().get_sessions(*args, metadata=metadata, **given)
+        if metadata:
+            self._begin()
+        return found

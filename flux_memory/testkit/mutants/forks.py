@@ -277,3 +277,35 @@ class ForksCheckTheIdFirst(Sound):
         if new_session_id is not None:
             await super().delete_session(new_session_id)
         return await super().fork_session(session_id, new_session_id=new_session_id, **kwargs)
+
+
+@caught_by("FM-FRK-009", reference_only=True)
+class CopiesOfCopiesLoseTheirMetadata(Sound):
+    """Looks the metadata up under the session that was copied first."""
+
+    async def fork_session(self, session_id: Any, **kwargs: Any) -> Any:
+        made = await super().fork_session(session_id, **kwargs)
+        first: set[str] = self.__dict__.setdefault("copies", set())
+        if session_id in first:
+            with self._store.writing() as sessions:
+                sessions[made]["metadata"] = {}
+        first.add(made)
+        return made
+
+
+@caught_by("FM-FRK-009")
+class CopiesShareTheFate(Sound):
+    """Deletes the copies of a copy with it."""
+
+    async def fork_session(self, session_id: Any, **kwargs: Any) -> Any:
+        made = await super().fork_session(session_id, **kwargs)
+        copies: dict[str, list[str]] = self.__dict__.setdefault("copies", {})
+        if any(session_id in each for each in copies.values()):
+            copies.setdefault(session_id, []).append(made)
+        copies.setdefault("", []).append(made)
+        return made
+
+    async def delete_session(self, session_id: Any, **kwargs: Any) -> Any:
+        for each in self.__dict__.get("copies", {}).get(session_id, ()):
+            await super().delete_session(each)
+        return await super().delete_session(session_id, **kwargs)

@@ -252,3 +252,10 @@ class DeadlockedPopsTakeTheOldest(Sound):
 
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+@caught_by("FM-DEL-013")
+class BulkDeletionsReturnTheLastBatch(Sound):
+    async def delete_sessions(self, **given: Any) -> Any:
+        deleted = await super().delete_sessions(**given)
+        return deleted % 1_000 if deleted > 1_000 else deleted

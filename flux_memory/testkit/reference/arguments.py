@@ -93,6 +93,15 @@ def count(name: str, value: object) -> int:
     return value
 
 
+def rating(value: object) -> int:
+    """Return a checked rating."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise WrongTypeError(f"rating must be an int, not {type(value).__name__}")
+    if not -1 <= value <= 1:
+        raise InvalidInputError("rating must be -1, 0 or 1")
+    return int(value)
+
+
 def owner(value: object) -> str:
     """Return a checked owner of a session; the empty one is none."""
     return identifier("user_id", value, shortest=0, longest=MAX_USER_ID_LENGTH)

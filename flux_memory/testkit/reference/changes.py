@@ -132,6 +132,11 @@ class ReferenceChanges:
                 for state in sessions.values()
                 if user in {None, state["user_id"]} and (moment is None or state["updated_at"] < moment)
             ]
+            if user and moment is None:
+                with self._store.feedback.writing() as entries:
+                    for key, entry in list(entries.items()):
+                        if entry["user_id"] == user or (entry["user_id"] == "" and entry["session_id"] in found):
+                            del entries[key]
             for each in found:
                 del sessions[each]
         return len(found)

@@ -15,7 +15,7 @@ from flux_memory import (
     Session,
 )
 from flux_memory.testkit.reference import arguments, rows, values
-from flux_memory.testkit.reference.changes import ReferenceChanges
+from flux_memory.testkit.reference.ratings import ReferenceRatings
 
 WRITES: Final = (
     "create_session",
@@ -28,13 +28,23 @@ WRITES: Final = (
     "delete_session",
     "delete_sessions",
     "clear_all",
+    "add_feedback",
+    "delete_feedback",
 )
 """The methods that change a store."""
-READS: Final = ("get_history", "get_message", "get_sessions", "get_session", "count_sessions")
+READS: Final = (
+    "get_history",
+    "get_message",
+    "get_sessions",
+    "get_session",
+    "count_sessions",
+    "get_feedback",
+    "count_feedback",
+)
 """The methods that read one."""
 
 
-class ReferenceMemory(ReferenceChanges):
+class ReferenceMemory(ReferenceRatings):
     """A `Memory` in code that is plain enough to be correct by inspection."""
 
     def __del__(self) -> None:
@@ -170,8 +180,9 @@ class ReferenceMemory(ReferenceChanges):
     async def clear_all(self) -> None:
         """See `Memory`."""
         self._check_open()
-        with self._store.writing() as sessions:
+        with self._store.writing() as sessions, self._store.feedback.writing() as entries:
             sessions.clear()
+            entries.clear()
 
     async def close(self) -> None:
         """See `Memory`."""

@@ -172,6 +172,7 @@ class _Connection:
         self._settings |= given
         if given.get("transaction"):
             self._draft, self._touched = ReferenceStore(), set()
+            self._draft.share_feedback(self._server.store)
             with self._server.store.reading() as sessions, self._draft.writing() as drafted:
                 drafted.update(copy.deepcopy(sessions))
         elif given.get("transaction") is False and self._draft is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Sessions = dict[str, dict[str, Any]]
-"""Each session's record by its id, with its messages under the key `messages`."""
+"""Each session's record by its id, with its messages under the key `messages`; or each entry of feedback by its id."""
 
 
 class ReferenceStore:
@@ -25,6 +25,19 @@ class ReferenceStore:
         self._path = path
         self._sessions: Sessions = {}
         self._lock = threading.RLock()
+        self._feedback: ReferenceStore | None = None
+
+    @property
+    def feedback(self) -> ReferenceStore:
+        """The feedback on sessions, which outlives them: each entry by its id."""
+        with self._lock:
+            path = self._path and self._path.with_name(f"{self._path.stem}-feedback{self._path.suffix}")
+            self._feedback = self._feedback or ReferenceStore(path)
+            return self._feedback
+
+    def share_feedback(self, other: ReferenceStore) -> None:
+        """Use the feedback of another store."""
+        self._feedback = other.feedback
 
     @contextmanager
     def reading(self) -> Iterator[Sessions]:

@@ -38,9 +38,15 @@ BEGIN
         SET LOCAL lock_timeout = '1s';
         DELETE FROM sessions;
     END IF;
+    IF to_regclass('feedback') IS NOT NULL AND to_regclass('sessions') IS NOT NULL THEN
+        DELETE FROM feedback;
+    END IF;
     -- Otherwise a migration would leave out the sessions that a test before moved.
     IF to_regclass('flux_memory_moved_sessions') IS NOT NULL THEN
         DELETE FROM flux_memory_moved_sessions;
+    END IF;
+    IF to_regclass('flux_memory_moved_feedback') IS NOT NULL THEN
+        DELETE FROM flux_memory_moved_feedback;
     END IF;
 END
 $$

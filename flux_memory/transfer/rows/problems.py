@@ -31,6 +31,7 @@ class ProblemKind(StrEnum):
     NAN = "NaN or Infinity in JSON"
     NUMBER_OUT_OF_RANGE = "number out of range in JSON"
     TOO_DEEP = "JSON nested too deep"
+    BAD_RATING = "not a rating"
     BAD_TIMESTAMP = "impossible timestamp"
 
 

@@ -7,10 +7,12 @@ from datetime import tzinfo
 from typing import Final
 
 from flux_memory.records.limits import MAX_CONTENT_BYTES, MAX_ID_LENGTH, MAX_USER_ID_LENGTH
+from flux_memory.records.ratings import RATINGS
 from flux_memory.transfer.rows.canonical import Canonicalizer
 from flux_memory.transfer.rows.pgcopy import ValidMessage, ValidSession
-from flux_memory.transfer.rows.postgres_time import all_microseconds, microseconds
+from flux_memory.transfer.rows.postgres_time import all_microseconds, microseconds, time_text
 from flux_memory.transfer.rows.problems import InvalidValueError, Problem, ProblemKind
+from flux_memory.transfer.rows.ratings import ValidFeedback
 from flux_memory.transfer.rows.raw import RawRow
 
 _SURELY_SMALL_CHARS: Final = MAX_CONTENT_BYTES // 4
@@ -85,6 +87,36 @@ class RowValidator:
             self._time(problems, "created_at", created_at),
         )
         return problems.found or valid
+
+    def validate_feedback(self, raw: RawRow, *, repeated: bool) -> ValidFeedback | list[Problem]:
+        """Validate an entry of feedback.
+
+        Args:
+            raw: The row, without the fields after its own.
+            repeated: Whether an earlier row has the same id.
+        """
+        id_, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at = raw
+        problems = _RowProblems()
+        if type(rating) is not int or rating not in RATINGS:
+            problems.add(ProblemKind.BAD_RATING, "rating", f"{rating!r:.40}; -1, 0 and 1 are allowed")
+        texts = (
+            problems.id(id_, repeated),
+            problems.text("session_id", session_id, max_length=MAX_ID_LENGTH),
+            None if message_id is None else problems.text("message_id", message_id, max_length=MAX_ID_LENGTH),
+            problems.text("user_id", "" if user_id is None else user_id, max_length=MAX_USER_ID_LENGTH),
+            problems.text("comment", "" if comment is None else comment),
+            None if corrected_answer is None else problems.text("corrected_answer", corrected_answer),
+            self._metadata(problems, metadata),
+        )
+        moment = self._time(problems, "created_at", created_at)
+        if problems.found:
+            return problems.found
+        own, session, message, user, said, corrected, extra = (
+            None if text is None else text.decode() for text in texts
+        )
+        return ValidFeedback(
+            own or "", session or "", message, user or "", rating, said or "", corrected, extra or "", time_text(moment)
+        )
 
     def _metadata(self, problems: _RowProblems, value: object) -> bytes:
         raw = problems.text("metadata", "{}" if value is None else value)

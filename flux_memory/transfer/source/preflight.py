@@ -47,6 +47,9 @@ class PreflightResult:
     """Valid messages."""
     refused_sessions: int = 0
     refused_messages: int = 0
+    feedback: int = 0
+    """Valid entries of feedback."""
+    refused_feedback: int = 0
     ties: int = 0
     """Messages with the time of their predecessor; only rowids give their order."""
     tallies: dict[tuple[str, ProblemKind], Tally] = field(default_factory=dict)
@@ -59,7 +62,7 @@ class PreflightResult:
     @property
     def refused(self) -> int:
         """Refused rows."""
-        return self.refused_sessions + self.refused_messages
+        return self.refused_sessions + self.refused_messages + self.refused_feedback
 
     def add(self, table: str, row_id: str, problems: list[Problem]) -> None:
         """Count the problems of one row."""

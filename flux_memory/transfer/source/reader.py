@@ -16,7 +16,7 @@ from flux_memory.schema import VERSION_TABLE, adopted_version, missing_steps
 from flux_memory.schema import sqlite as schema
 from flux_memory.schema.sqlite.objects import refuse_views_as_tables
 from flux_memory.transfer.rows.postgres_time import microseconds
-from flux_memory.transfer.rows.raw import RawRow
+from flux_memory.transfer.rows.raw import FEEDBACK_FIELDS, RawRow
 
 SELECT_TABLES: Final = (
     "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
@@ -46,6 +46,11 @@ FROM (
 ) AS keys
 LEFT JOIN messages ON messages.rowid = place
 """
+SELECT_FEEDBACK: Final = """
+SELECT {columns}
+FROM (SELECT rowid AS place FROM feedback ORDER BY id, rowid LIMIT -1) AS keys
+LEFT JOIN feedback ON feedback.rowid = place
+"""
 WHERE: Final = "/* where */"
 SELECT_MIDDLE: Final = """
 SELECT session_id FROM messages ORDER BY session_id LIMIT 1 OFFSET (SELECT count(*) / 2 FROM messages)
@@ -64,6 +69,9 @@ _SPLIT: Final = {
     "session_details": {"session_id", "title", "metadata"},
     "messages": _WIDE["messages"],
 }
+_FEEDBACK: Final = set(FEEDBACK_FIELDS)
+_FEEDBACK_VERSION: Final = 7
+"""The schema version since which there is a table of feedback."""
 _SPLIT_VERSION: Final = 6
 """The schema version since which titles and metadata are in `session_details`."""
 _DERIVED: Final = {VERSION_TABLE, "session_metadata", "session_metadata_wanted"}
@@ -89,6 +97,8 @@ class Layout:
     has_user_id: bool
     has_details: bool
     """Whether titles and metadata are in `session_details`."""
+    has_feedback: bool
+    """Whether there is a table of feedback."""
     numbered: bool
     """Whether messages have a `seq`."""
     unique_sessions: bool
@@ -117,8 +127,17 @@ def inspect_source(db: sqlite3.Connection) -> Layout:
     columns = {table: {name for (name,) in db.execute(schema.SELECT_COLUMNS, (table,))} for table in known}
     if not applied and adopted_version({table: columns[table] & _ORIGINAL[table] for table in _ORIGINAL}) == 0:
         raise MigrationError("the tables 'sessions' and 'messages' are not conversation memory; check --sqlite-path")
+    of_feedback = {name for (name,) in db.execute(schema.SELECT_COLUMNS, ("feedback",))}
+    # The scratch file of a retry has the columns, and no version.
+    has_feedback = max(applied, default=0) >= _FEEDBACK_VERSION or of_feedback == _FEEDBACK
+    if has_feedback:
+        known, columns = known | {"feedback": _FEEDBACK}, columns | {"feedback": of_feedback}
+        if lacking := _FEEDBACK - of_feedback:
+            raise MigrationError(
+                f"the table 'feedback' is missing or lacks {', '.join(sorted(lacking))}; restore a backup and move that"
+            )
     unique = {table: {key for (key,) in db.execute(SELECT_UNIQUE, (table,))} for table in known}
-    if known is _SPLIT and "session_id" not in unique["session_details"]:
+    if "session_details" in known and "session_id" not in unique["session_details"]:
         raise MigrationError(
             "the table 'session_details' is missing, or has no key on session_id, so titles and metadata of sessions "
             "are not certain; restore a backup, and move that"
@@ -133,7 +152,8 @@ def inspect_source(db: sqlite3.Connection) -> Layout:
     )
     return Layout(
         has_user_id="user_id" in columns["sessions"],
-        has_details=known is _SPLIT,
+        has_details="session_details" in known,
+        has_feedback=has_feedback,
         numbered="seq" in columns["messages"],
         unique_sessions="id" in unique["sessions"],
         unique_messages=bool(unique["messages"] & {"id", "session_id,id", "id,session_id"}),
@@ -198,6 +218,12 @@ class Source:
     def messages_of(self, session_id: str) -> Iterator[RawRow]:
         """Iterate over a session's messages."""
         return self._rows(self._select_messages(), "WHERE session_id = ?", session_id)
+
+    def feedback(self) -> Iterator[RawRow]:
+        """Iterate over the feedback, ordered by the bytes of its ids; rows end with their own fields."""
+        if self.layout.has_feedback:
+            columns = ", ".join(f"feedback.{name}" for name in FEEDBACK_FIELDS)
+            yield from self._db.execute(SELECT_FEEDBACK.format(columns=columns))
 
     def _select_sessions(self) -> str:
         user = "sessions.user_id" if self.layout.has_user_id else "''"

@@ -9,6 +9,7 @@ import asyncpg
 
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.errors import MigrationError, SchemaError
+from flux_memory.schema.postgres.tables import IS_OURS
 from flux_memory.transfer.progress import Advance, Watcher
 from flux_memory.transfer.rows.pgcopy import (
     COPY_HEADER,
@@ -23,8 +24,8 @@ from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS, copy_rows
 from flux_memory.transfer.target.moves import LOCK_MIGRATIONS, MoveRecord
 from flux_memory.transfer.target.server import write_transaction
 
-LOCK_TABLES: Final = "LOCK TABLE sessions, session_details, messages IN ACCESS EXCLUSIVE MODE"
-HAS_ROWS: Final = "SELECT EXISTS (SELECT FROM sessions) OR EXISTS (SELECT FROM messages)"
+LOCK_TABLES: Final = "LOCK TABLE sessions, session_details, messages, feedback IN ACCESS EXCLUSIVE MODE"
+HAS_ROWS: Final = "SELECT EXISTS (SELECT 1 FROM sessions) OR EXISTS (SELECT 1 FROM messages)"
 # What a rebuild of the keys would lose, what TRUNCATE would reach besides the three tables, and triggers that it would
 # not reach. The parameter: 32, the type of a trigger on TRUNCATE, and 8, that on DELETE, if there are rows to delete.
 # `_Keys.rehearse` finds what the server refuses.
@@ -66,22 +67,22 @@ EMPTY: Final = "TRUNCATE sessions, session_details, messages"
 DELETE_ROWS: Final = "DELETE FROM sessions"
 COUNT_ROWS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
 # `refuse_to_replace` may meet tables of an earlier version, without details.
-IS_OWNER: Final = """
+IS_OWNER: Final = f"""
 SELECT bool_and(pg_has_role(relowner, 'USAGE'))
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
-"""
+WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+"""  # noqa: S608 - constants of ours
 # Deleting a session would delete the rows of such a table, or fail.
-SELECT_REFERRING: Final = """
+SELECT_REFERRING: Final = f"""
 WITH memory AS (
     SELECT oid
     FROM pg_class
-    WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
+    WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
 )
 SELECT string_agg(DISTINCT conrelid::regclass::text, ', ')
 FROM pg_constraint
 WHERE contype = 'f' AND confrelid IN (SELECT oid FROM memory) AND conrelid NOT IN (SELECT oid FROM memory)
-"""
+"""  # noqa: S608 - constants of ours
 SELECT_ADDED_COLUMNS: Final = """
 SELECT relname::text || '.' || attname::text
 FROM pg_attribute

@@ -59,7 +59,7 @@ WITH added AS (
     SELECT id, user_id, created_at, updated_at
     FROM pg_temp.flux_memory_staged_sessions AS staged
     WHERE $1 OR NOT EXISTS (
-        SELECT FROM flux_memory_moved_sessions AS moved
+        SELECT 1 FROM flux_memory_moved_sessions AS moved
         WHERE moved.session_id = staged.id::text AND moved.created_at = staged.created_at
     )
     ORDER BY id COLLATE "C"
@@ -75,7 +75,7 @@ JOIN added ON added.id::text = staged.id::text
 LOCK_SESSIONS: Final = """
 SELECT count(*)
 FROM (
-    SELECT FROM sessions
+    SELECT 1 FROM sessions
     WHERE id::text IN (SELECT id::text FROM pg_temp.flux_memory_staged_sessions)
     ORDER BY id COLLATE "C"
     FOR NO KEY UPDATE
@@ -84,7 +84,7 @@ FROM (
 TAKE_OUT_DELETED_SESSIONS: Final = """
 WITH deleted AS (
     DELETE FROM pg_temp.flux_memory_staged_sessions AS staged
-    WHERE NOT EXISTS (SELECT FROM sessions WHERE sessions.id::text = staged.id::text)
+    WHERE NOT EXISTS (SELECT 1 FROM sessions WHERE sessions.id::text = staged.id::text)
     RETURNING id
 ), held_back AS (
     DELETE FROM pg_temp.flux_memory_staged_messages WHERE session_id::text IN (SELECT id::text FROM deleted)
@@ -151,9 +151,9 @@ WITH numbered AS (
     UPDATE sessions
     SET message_count = message_count + coalesce(staged.messages, 0),
         updated_at = greatest(sessions.updated_at, staged.updated_at),
-        revision = gen_random_uuid()
+        revision = staged.revision
     FROM (
-        SELECT id, updated_at, messages
+        SELECT id, updated_at, messages, gen_random_uuid() AS revision
         FROM pg_temp.flux_memory_staged_sessions
         LEFT JOIN counted ON counted.session_id::text = id::text
     ) AS staged
@@ -195,6 +195,10 @@ class MergeResult:
     replaced_sessions: int = 0
     replaced_messages: int = 0
     """Rows of the target that were there before, and were replaced."""
+    feedback: int = 0
+    skipped_feedback: int = 0
+    """Entries already stored, or deleted since an earlier run moved them."""
+    replaced_feedback: int = 0
 
     def include(self, other: MergeResult) -> None:
         """Add the result of another part."""

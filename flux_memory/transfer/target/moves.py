@@ -72,6 +72,10 @@ ON CONFLICT DO NOTHING
 """
 INSERT_MOVE: Final = "INSERT INTO flux_memory_moves (source, file, sessions, messages) VALUES ($1, $2, $3, $4)"
 
+NOT_RECORDED: Final = (
+    "The target keeps no record of this move, since the role does not own the tables, or may not create tables in "
+    "their schema. A later run would move deleted sessions again. Let their owner run the first migration"
+)
 _PAGE_SESSIONS: Final = 1_000
 _MAX_PAGES: Final = 20
 """Pages of the source's sessions that are looked up; few are needed, since the record has most of the first page."""

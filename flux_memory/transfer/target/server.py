@@ -17,7 +17,7 @@ from flux_memory.dsn import SecretText, parse_dsn
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing_steps
 from flux_memory.schema import postgres as schema
-from flux_memory.schema.postgres.tables import WITH_RECORD, find_tables
+from flux_memory.schema.postgres.tables import IS_OURS, WITH_RECORD, find_tables
 from flux_memory.transfer.target.watchdog import guard
 
 # The connection is idle while the source is read. It runs before pg_catalog is known to be searched first, so each name
@@ -35,16 +35,16 @@ SELECT
     quote_ident(current_schema()::text)
 """
 # Tables of an earlier version have no details; only their owner upgrades them.
-MAY_READ: Final = """
+MAY_READ: Final = f"""
 SELECT bool_and(has_table_privilege(oid, 'SELECT'))
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
-"""
-MAY_WRITE: Final = """
+WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+"""  # noqa: S608 - constants of ours
+MAY_WRITE: Final = f"""
 SELECT bool_and(has_table_privilege(oid, 'INSERT')) AND has_table_privilege('sessions', 'UPDATE')
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid)
-"""
+WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+"""  # noqa: S608 - constants of ours
 # The catalogue, not to_regclass(), for the reason given in `flux_memory.schema.postgres`.
 HAS_RECORD: Final = """
 SELECT count(*) = 2
@@ -55,18 +55,21 @@ MAY_READ_RECORD: Final = """
 SELECT has_table_privilege('flux_memory_moves', 'SELECT')
     AND has_table_privilege('flux_memory_moved_sessions', 'SELECT')
 """
-MAY_WRITE_RECORD: Final = """
-SELECT has_table_privilege('flux_memory_moves', 'INSERT')
-    AND has_table_privilege('flux_memory_moved_sessions', 'INSERT')
+# NULL if there is no record.
+MAY_USE_RECORD: Final = """
+SELECT bool_and(has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT'))
+FROM pg_class
+WHERE relname IN ('flux_memory_moves', 'flux_memory_moved_sessions', 'flux_memory_moved_feedback')
+    AND pg_table_is_visible(oid)
 """
-DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_sessions, flux_memory_moves"
+DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_feedback, flux_memory_moved_sessions, flux_memory_moves"
 # `merge` stages rows in temporary tables. `load` needs none: it fills empty tables that the role owns.
 NEEDS_TEMPORARY: Final = """
 SELECT quote_ident(current_database()::text)
 WHERE NOT has_database_privilege(current_database()::text, 'TEMPORARY')
     AND (
-        EXISTS (SELECT FROM sessions)
-        OR EXISTS (SELECT FROM messages)
+        EXISTS (SELECT 1 FROM sessions)
+        OR EXISTS (SELECT 1 FROM messages)
         OR EXISTS (
             SELECT FROM pg_class
             WHERE relname IN ('sessions', 'session_details', 'messages')
@@ -88,7 +91,7 @@ FROM sessions
 LEFT JOIN session_details ON session_details.session_id::text = sessions.id::text
 WHERE sessions.id::text = ANY($1::text::text[])
 """
-ANALYZE: Final = "ANALYZE sessions, session_details, messages"
+ANALYZE: Final = "ANALYZE sessions, session_details, messages, feedback"
 # A commit waits for the disk and a synchronous standby only if its transaction wrote to the log; then it waits for
 # everything before it, too. A server in recovery shows only durable rows and accepts no writes.
 WRITE_TO_LOG: Final = """
@@ -210,7 +213,8 @@ async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Tar
     if all(has_tables):
         if not await connection.fetchval(MAY_READ):
             raise SchemaError(
-                "the role may not read the target's tables; GRANT SELECT ON sessions, session_details, messages to it"
+                "the role may not read the target's tables; GRANT SELECT ON sessions, session_details, messages, "
+                "feedback to it"
             )
         if not for_reading:
             await _refuse_without_rights(connection, replaces=replaces)
@@ -224,8 +228,8 @@ async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Tar
 async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:
     if not await connection.fetchval(MAY_WRITE):
         raise SchemaError(
-            "the role may not write to the target's tables; GRANT INSERT ON sessions, session_details, messages and "
-            "UPDATE ON sessions to it, or let their owner run the migration"
+            "the role may not write to the target's tables; GRANT INSERT ON sessions, session_details, messages, "
+            "feedback and UPDATE ON sessions to it, or let their owner run the migration"
         )
     if not replaces and (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
         raise SchemaError(
@@ -235,12 +239,11 @@ async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:
 
 
 async def _refuse_without_record(connection: Any) -> None:
-    if await connection.fetchval(HAS_RECORD) and not (
-        await connection.fetchval(MAY_READ_RECORD) and await connection.fetchval(MAY_WRITE_RECORD)
-    ):
+    if await connection.fetchval(MAY_USE_RECORD) is False:
         raise SchemaError(
             "the role may not use the target's record of moves, which tells what was deleted since; GRANT SELECT, "
-            "INSERT ON flux_memory_moves, flux_memory_moved_sessions to it, or let their owner run the migration"
+            "INSERT ON flux_memory_moves, flux_memory_moved_sessions, flux_memory_moved_feedback to it, or let their "
+            "owner run the migration"
         )
 
 
@@ -250,7 +253,7 @@ async def prepare_schema(connection: Any) -> None:
         if new := not await connection.fetchval(SELECT_TABLE, "sessions"):
             # Another migration may create the tables, and the record of itself, just now.
             await connection.execute(schema.LOCK)
-            new = "sessions" not in await find_tables(connection)
+            new = "sessions" not in (await find_tables(connection)).names
         await schema.bring_up_to_date(connection)
         if new:
             # It describes tables that were dropped.

@@ -35,6 +35,7 @@ WHERE session_id::text = $1 AND id::text = ANY($2::text::text[])
 
 SESSION_MISSING: Final = "session missing"
 MESSAGE_MISSING: Final = "message missing"
+FEEDBACK_MISSING: Final = "feedback missing"
 SESSION_VANISHED: Final = "session differs, and is not in the file as it is now"
 SESSION_CHANGED: Final = "session differs, and was changed in the file since it was read"
 
@@ -68,12 +69,23 @@ class Comparison:
     deleted_since: int = 0
     """Sessions that an earlier run moved and that were deleted in the target since; the run skipped them."""
     messages_deleted_since: int = 0
+    feedback: int = 0
+    target_feedback: int = 0
+    feedback_only_in_target: int = 0
+    feedback_deleted_since: int = 0
+    """Entries that an earlier run moved and that were deleted in the target since; the run skipped them."""
     first_deleted_since: list[str] = field(default_factory=list)
 
     @property
     def identical(self) -> bool:
         """Whether both sides have the same rows, in the same order, with the same content."""
-        return self.contained and not (self.only_in_target or self.added_since or self.deleted_since)
+        more = self.only_in_target or self.added_since or self.feedback_only_in_target
+        return self.contained and not (more or self.skipped)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether something was deleted in the target since an earlier run moved it."""
+        return bool(self.deleted_since or self.feedback_deleted_since)
 
     @property
     def contained(self) -> bool:
@@ -113,7 +125,7 @@ class Losses(Comparison):
 
     def add(self, kind: str, id_: str) -> None:
         """Count a difference of rows that are on both sides."""
-        if kind not in {SESSION_MISSING, MESSAGE_MISSING}:
+        if kind not in {SESSION_MISSING, MESSAGE_MISSING, FEEDBACK_MISSING}:
             super().add(kind, id_)
 
 

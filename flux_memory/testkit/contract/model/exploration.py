@@ -35,7 +35,7 @@ class Profile:
     """How long a call may take."""
 
 
-FAST: Final = Profile(examples=22, steps=20, seed=20_260, shrinking=5.0)
+FAST: Final = Profile(examples=12, steps=20, seed=20_260, shrinking=5.0)
 """A few seconds, with the same examples each time, so that unrelated changes do not make a run fail."""
 
 

@@ -7,24 +7,23 @@ import os
 import sqlite3
 import statistics
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
+from typing import Any, Final
 
 from flux_memory.backends.sqlite.errors import translate_errors as translate_sqlite_errors
 from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
-from flux_memory.errors import BackendUnavailableError, FluxMemoryError, SchemaError
-from flux_memory.schema import describe_version
+from flux_memory.errors import BackendUnavailableError, SchemaError
+from flux_memory.health.methods import check_methods
+from flux_memory.schema import describe_version, missing_steps
 from flux_memory.schema import sqlite as sqlite_schema
 
-if TYPE_CHECKING:
-    from flux_memory.protocol import Memory
+__all__ = ["ROW_SECURITY", "CheckReport", "check_methods", "check_postgres", "check_replicas", "check_sqlite"]
 
 MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'CREATE')"
+IS_STANDBY: Final = "SELECT pg_catalog.pg_is_in_recovery()"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
 # Tables whose rows a policy may hide from the role, and whether some policy lets it read.
 ROW_SECURITY: Final = """
@@ -39,9 +38,13 @@ SELECT
             )
     )
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages') AND pg_table_is_visible(oid) AND row_security_active(oid)
+WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid)
+    AND row_security_active(oid)
 ORDER BY relname DESC
 """
+COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback"
+WITH_FEEDBACK: Final = 7
+"""The schema version since which there is a table of feedback."""
 
 _ROUND_TRIPS: Final = 5
 _POOL_CONNECTIONS: Final = 10
@@ -58,35 +61,48 @@ class CheckReport:
     backend: str
     target: str
     server: str = ""
+    role: str = ""
+    """`primary` or `standby`; empty for SQLite."""
     schema: str = ""
     repairs: list[str] = field(default_factory=list)
     """The statements by which the first use repairs the original application's tables, before it upgrades them."""
     warnings: list[str] = field(default_factory=list)
-    sessions: int = 0
-    messages: int = 0
+    sessions: int | None = 0
+    """`None` if they were not counted."""
+    messages: int | None = 0
+    feedback: int | None = 0
     row_security: list[str] = field(default_factory=list)
     """Tables whose rows row-level security may hide from the role; the counts include only rows that it sees."""
     pool: str = ""
     round_trip_ms: float | None = None
     """The median of five."""
+    replicas: list[str] = field(default_factory=list)
+    """Each replica that reads may use, with how far it is behind the primary; `warnings` has the others."""
     note: str = ""
     """A remark that is not a fault, such as a file that the settings may mean instead."""
     full: list[str] = field(default_factory=list)
     """The methods that the full check called."""
 
 
-async def check_sqlite(path: str, timeout: float, *, must_exist: bool = False) -> CheckReport:  # noqa: ASYNC109 - own
+async def check_sqlite(
+    path: str,
+    timeout: float,  # noqa: ASYNC109 - own
+    *,
+    must_exist: bool = False,
+    counts: bool = True,
+) -> CheckReport:
     """Check a SQLite file without creating or changing it.
 
     Args:
         path: The file, or `:memory:`.
         timeout: Seconds within which the check ends.
         must_exist: Whether a missing file is an error.
+        counts: Whether to count sessions and messages, which takes as long as there are many.
 
     Raises:
         FluxMemoryError: The store cannot be used; the message names the next step.
     """
-    look = _FileLook(path, timeout, must_exist)
+    look = _FileLook(path, timeout, must_exist, counts)
     # Not on the event loop: SQLite waits for another process's lock.
     looking = asyncio.ensure_future(asyncio.to_thread(look.run))
     try:
@@ -100,12 +116,18 @@ async def check_sqlite(path: str, timeout: float, *, must_exist: bool = False) -
         return looking.result()
 
 
-async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYNC109 - part of what is reported
+async def check_postgres(
+    dsn: str,
+    timeout: float,  # noqa: ASYNC109 - part of what is reported
+    *,
+    counts: bool = True,
+) -> CheckReport:
     """Check a PostgreSQL database without changing it.
 
     Args:
         dsn: A DSN as for `PostgresConversationMemory`.
         timeout: Seconds within which the check ends.
+        counts: Whether to count sessions and messages, which takes as long as there are many.
 
     Raises:
         FluxMemoryError: The store cannot be used; the message names the next step.
@@ -125,7 +147,7 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
                 state.sending()
                 await pool.fill()
                 report.pool = f"{pool.size} of {_POOL_CONNECTIONS} connections open"
-                await _look_at_server(connection, report)
+                await _look_at_server(connection, report, counts=counts)
                 pool.put_back(connection)
                 await pool.close(timeout)
     finally:
@@ -133,57 +155,24 @@ async def check_postgres(dsn: str, timeout: float) -> CheckReport:  # noqa: ASYN
     return report
 
 
-async def check_methods(memory: Memory, report: CheckReport) -> None:
-    """Create, change, read back and remove scratch sessions through every public method but `clear_all`.
+async def check_replicas(dsn: str, replica_dsn: str, report: CheckReport) -> None:
+    """Add to a report which replicas reads may use, and why not the others.
+
+    Args:
+        dsn: The DSN of the primary.
+        replica_dsn: The DSN whose hosts are the replicas.
+        report: The report on the primary.
 
     Raises:
-        FluxMemoryError: A method failed, or returned other data than was stored.
+        InvalidInputError: A DSN is invalid.
     """
-    title, metadata = "flux-memory check", {"check": True, "number": 1.0, "text": "ünï 漢字"}
-    # Another check may run meanwhile, and `delete_sessions` removes all that a user has.
-    owner = f"flux-memory check {uuid4()}"
+    from flux_memory.backends.postgres.replicas.inspecting import inspect_replicas  # noqa: PLC0415 - only with replicas
 
-    async def call(name: str, expected: Callable[[Any], bool], result: Awaitable[Any]) -> Any:
-        value = await result
-        if not expected(value):
-            raise FluxMemoryError(f"{name}() returned other data than was stored; please report this as a bug")
-        report.full.append(name)
-        return value
-
-    session = await call("create_session", bool, memory.create_session(title, metadata, user_id=owner))
-    try:
-        first = await call("add_message", bool, memory.add_message(session, "user", "one", metadata))
-        batch = [{"role": "assistant", "content": "two"}, {"role": "user", "content": "three"}]
-        added = await call("add_messages", lambda ids: len(ids) == 2, memory.add_messages(session, batch))  # type: ignore[arg-type]
-        ids = [first, *added]
-        history = await call(
-            "get_history", lambda rows: [row["id"] for row in rows] == ids, memory.get_history(session)
-        )
-        await call("get_message", lambda row: row == history[0], memory.get_message(session, first))
-        await call("update_session_title", lambda _: True, memory.update_session_title(session, title + "ed"))
-        found = await call(
-            "get_session",
-            lambda row: (row["title"], row["metadata"], row["message_count"]) == (title + "ed", metadata, 3),
-            memory.get_session(session),
-        )
-        await call(
-            "update_session",
-            lambda row: row["metadata"] == {**metadata, "number": None} and row["revision"] != found["revision"],
-            memory.update_session(session, expected_revision=found["revision"], merge_metadata={"number": None}),
-        )
-        await call("pop_message", lambda row: row == history[2], memory.pop_message(session))
-        fork = await call("fork_session", bool, memory.fork_session(session, through=first))
-        await call(
-            "get_sessions",
-            lambda rows: {row["id"]: row["message_count"] for row in rows} == {session: 2, fork: 1},
-            memory.get_sessions(user_id=owner, metadata={"check": True}),
-        )
-        await call("count_sessions", lambda number: number == 2, memory.count_sessions(user_id=owner))
-        await memory.delete_session(fork)
-        await call("delete_session", lambda row: row is None, memory.get_session(fork))
-    finally:
-        await memory.delete_sessions(user_id=owner)
-    await call("delete_sessions", lambda rows: not rows, memory.get_sessions(user_id=owner))
+    for each in await inspect_replicas(SecretText(dsn), SecretText(replica_dsn)):
+        if each.trouble:
+            report.warnings.append(f"reads do not use the replica {each.shown}: {each.trouble}")
+        else:
+            report.replicas.append(f"{each.shown}, {each.bytes_behind:,} bytes behind")
 
 
 def _check_can_be_made(file: Path) -> None:
@@ -198,10 +187,11 @@ def _check_can_be_made(file: Path) -> None:
 class _FileLook:
     """Looks at a SQLite file; another thread may end that by `interrupt`."""
 
-    def __init__(self, path: str, timeout: float, must_exist: bool) -> None:
+    def __init__(self, path: str, timeout: float, must_exist: bool, counts: bool) -> None:
         self._path = path
         self._timeout = timeout
         self._must_exist = must_exist
+        self._counts = counts
         self._db: sqlite3.Connection | None = None
 
     def interrupt(self) -> None:
@@ -243,19 +233,23 @@ class _FileLook:
         timeout = self._timeout * _LOCK_SHARE
         with closing(sqlite3.connect(uri, uri=True, timeout=timeout, check_same_thread=False)) as db:
             self._db = db
-            _read(db, report)
+            _read(db, report, counts=self._counts)
         return report
 
 
-def _read(db: sqlite3.Connection, report: CheckReport) -> None:
+def _read(db: sqlite3.Connection, report: CheckReport, *, counts: bool) -> None:
     sqlite_schema.distrust(db)
     db.execute("PRAGMA query_only = ON")
     applied = sqlite_schema.applied_versions(db)
     original = 0 if applied else sqlite_schema.original_version(db)
     report.schema = describe_version("sqlite", applied, original)
     sqlite_schema.inspect(db, applied)
-    if applied or original:
+    if not counts:
+        report.sessions = report.messages = report.feedback = None
+    elif applied or original:
         report.sessions, report.messages = db.execute(COUNTS).fetchone()
+    if counts and max(applied, default=0) >= WITH_FEEDBACK:
+        (report.feedback,) = db.execute(COUNT_FEEDBACK).fetchone()
     times = []
     for _ in range(_ROUND_TRIPS):
         began = time.perf_counter()
@@ -264,16 +258,24 @@ def _read(db: sqlite3.Connection, report: CheckReport) -> None:
     report.round_trip_ms = statistics.median(times) * 1000
 
 
-async def _look_at_server(connection: Any, report: CheckReport) -> None:
+async def _look_at_server(connection: Any, report: CheckReport, *, counts: bool) -> None:
     from flux_memory.backends.postgres.preparing import check_encoding  # noqa: PLC0415 - only the driver in use
     from flux_memory.schema import postgres as schema  # noqa: PLC0415 - only the driver in use
 
     report.server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
+    report.role = "standby" if await connection.fetchval(IS_STANDBY) else "primary"
     await check_encoding(connection)
     # In one snapshot, since another process may upgrade the tables.
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         state = await schema.inspect(connection)
     report.schema = describe_version("postgres", state.applied, state.original)
+    if report.role == "standby":
+        if missing_steps("postgres", state.applied):
+            raise SchemaError(
+                f"PostgreSQL at {report.target}: the server is a standby, and its tables are not those of this release "
+                f"({report.schema}); create or upgrade them on its primary with flux-memory check --full"
+            )
+        report.note = "a standby: reads work, writes need the primary"
     report.repairs = [fault.statement for fault in state.repairs]
     report.warnings = [
         f"{each.grantee} may create objects in the schema {each.name}, which search_path names; run REVOKE CREATE ON "
@@ -281,7 +283,7 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
         for each in state.open_schemas
     ]
     if state.version:
-        await _count_rows(connection, report)
+        await _count_rows(connection, report, state.version, counts=counts)
     elif not await connection.fetchval(MAY_MAKE_TABLES):
         raise SchemaError(
             f"PostgreSQL at {report.target}: the role sees no tables there and may not create any; create them as "
@@ -295,7 +297,7 @@ async def _look_at_server(connection: Any, report: CheckReport) -> None:
     report.round_trip_ms = statistics.median(times) * 1000
 
 
-async def _count_rows(connection: Any, report: CheckReport) -> None:
+async def _count_rows(connection: Any, report: CheckReport, version: int, *, counts: bool) -> None:
     tables = await connection.fetch(ROW_SECURITY)
     report.row_security = [name for name, _ in tables]
     if hidden := [name for name, may_read in tables if not may_read]:
@@ -303,8 +305,13 @@ async def _count_rows(connection: Any, report: CheckReport) -> None:
             f"PostgreSQL at {report.target}: row-level security is on for {', '.join(hidden)}, and no policy lets the "
             "role read a row, so that the store looks empty to it; create a policy for the role, or connect as another"
         )
+    if not counts:
+        report.sessions = report.messages = report.feedback = None
+        return
     async with connection.transaction(readonly=True):
         if not tables:
             # If a policy was created just now, the server raises instead of counting only the rows that it shows.
             await connection.execute("SET LOCAL row_security = off")
         report.sessions, report.messages = await connection.fetchrow(COUNTS)
+        if version >= WITH_FEEDBACK:
+            report.feedback = await connection.fetchval(COUNT_FEEDBACK)

@@ -1,0 +1,191 @@
+"""Tests of feedback that need the server's own data: upgrades, other tables of the name, triggers, locks, erasures."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from older_schemas import make_version
+from raw_postgres import connect, execute, fetch_rows
+
+from flux_memory import ConflictError, PostgresConversationMemory, SchemaError
+from flux_memory.health import check_postgres
+
+IN_CHAT = "?options=-csearch_path%3Dchat,public"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("version", [0, 1, 2, 5, 6])
+async def test_each_version_is_upgraded(version: int, flux_empty_database: str) -> None:
+    """The table is there after the first use, and conversations are as before."""
+    if version:
+        await make_version(flux_empty_database, version)
+    assert (await check_postgres(flux_empty_database, 10)).feedback == 0
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        sessions = await memory.count_sessions()
+        added = await memory.feedback.add("s", 1)
+        assert [entry["feedback_id"] for entry in await memory.feedback.get()] == [added]
+    found = await check_postgres(flux_empty_database, 10)
+    assert (found.schema, found.sessions, found.feedback) == ("version 7, current", sessions, 1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("taken", "statement"),
+    [
+        ("CREATE TABLE feedback (id integer)", "ALTER TABLE feedback RENAME TO feedback_before"),
+        ("CREATE INDEX feedback_by_time ON flux_memory_schema (name)", "ALTER INDEX feedback_by_time RENAME TO"),
+    ],
+)
+@pytest.mark.parametrize("version", [5, 6])
+async def test_a_taken_name_is_refused_with_the_statement_that_helps(
+    version: int, taken: str, statement: str, flux_empty_database: str
+) -> None:
+    """An application's own table is neither used nor changed."""
+    await make_version(flux_empty_database, version)
+    await execute(flux_empty_database, taken)
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        with pytest.raises(SchemaError, match=statement) as caught:
+            await memory.count_sessions()
+    with pytest.raises(SchemaError, match=statement):
+        await check_postgres(flux_empty_database, 10)
+    await execute(flux_empty_database, str(caught.value).partition("Run as their owner: ")[2].partition("; then")[0])
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await memory.feedback.add("s", 1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("version", [0, 6])
+async def test_a_table_in_another_schema_is_left_alone(version: int, flux_empty_database: str) -> None:
+    """`search_path` may name the schema of another application, which has feedback of its own."""
+    await execute(flux_empty_database, "CREATE SCHEMA chat")
+    dsn = flux_empty_database + IN_CHAT
+    if version:
+        await make_version(dsn, version)
+    await execute(flux_empty_database, "CREATE TABLE public.feedback (stars integer)")
+    async with PostgresConversationMemory(dsn) as memory:
+        await memory.feedback.add("s", 1)
+    counted = "SELECT (SELECT count(*) FROM chat.feedback), (SELECT count(*) FROM public.feedback)"
+    assert await fetch_rows(flux_empty_database, counted) == [(1, 0)]
+    # If its own is lost, the other one must not take its place.
+    await execute(flux_empty_database, "DROP TABLE chat.feedback")
+    async with PostgresConversationMemory(dsn) as memory:
+        with pytest.raises(SchemaError, match="the table feedback is missing"):
+            await memory.feedback.add("s", 1)
+
+
+@pytest.mark.asyncio
+async def test_the_new_table_is_protected_like_the_sessions(flux_empty_database: str) -> None:
+    """Otherwise feedback on protected sessions would be open to each role that is granted the table."""
+    await make_version(flux_empty_database, 6)
+    await execute(
+        flux_empty_database,
+        "ALTER TABLE sessions ENABLE ROW LEVEL SECURITY",
+        "ALTER TABLE session_details DISABLE ROW LEVEL SECURITY",
+    )
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await memory.count_sessions()
+    sql = (
+        "SELECT relname::text, relrowsecurity FROM pg_class WHERE relname IN ('feedback', 'session_details') ORDER BY 1"
+    )
+    assert await fetch_rows(flux_empty_database, sql) == [("feedback", True), ("session_details", False)]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("ALTER TABLE feedback DROP CONSTRAINT feedback_pkey", r"feedback has no key on \(id\)"),
+        ("ALTER TABLE feedback ALTER COLUMN rating TYPE integer", "feedback.rating is of type integer"),
+        ("ALTER TABLE feedback ADD UNIQUE (session_id)", "refuses rows that the memory has to store"),
+        (
+            "ALTER TABLE feedback ADD CONSTRAINT own FOREIGN KEY (session_id) REFERENCES sessions ON DELETE CASCADE",
+            "the foreign key own of feedback refuses or removes feedback",
+        ),
+        ("ALTER TABLE feedback ALTER COLUMN comment DROP NOT NULL", "feedback.comment may be NULL"),
+        ("DROP TABLE feedback", "the table feedback is missing"),
+        ("ALTER TABLE feedback SET UNLOGGED", "'feedback' in the schema public is an unlogged table"),
+        ("CREATE RULE own AS ON INSERT TO feedback DO INSTEAD NOTHING", "the rule own of feedback replaces"),
+    ],
+)
+async def test_a_damaged_table_is_refused(damage: str, says: str, flux_empty_database: str) -> None:
+    """Each opening, and the check, compare the table with what the schema needs."""
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await memory.count_sessions()
+    await execute(flux_empty_database, damage)
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        with pytest.raises(SchemaError, match=says):
+            await memory.feedback.get()
+    with pytest.raises(SchemaError, match=says):
+        await check_postgres(flux_empty_database, 10)
+
+
+@pytest.mark.asyncio
+async def test_an_erasure_waits_for_an_add_under_way(flux_memory_postgres_dsn: str) -> None:
+    """An entry that was being added while its user was erased is erased as well."""
+    dsn = flux_memory_postgres_dsn
+    async with PostgresConversationMemory(dsn) as memory, connect(dsn) as adding:
+        await memory.create_session(session_id="s", user_id="ann")
+        transaction = adding.transaction()
+        await transaction.start()
+        owner = await adding.fetchval("SELECT user_id FROM sessions WHERE id = 's' FOR KEY SHARE")
+        erasing = asyncio.create_task(memory.delete_sessions(user_id="ann"))
+        while not erasing.done() and await memory.count_sessions():
+            # Messages can be added meanwhile.
+            await memory.add_message("s", "user", "still here")
+            if len(await memory.get_history("s")) > 3:
+                break
+        assert not erasing.done()
+        insert = "INSERT INTO feedback (id, session_id, user_id, rating, created_at) VALUES ('f', 's', $1, 1, now())"
+        await adding.execute(insert, owner)
+        await transaction.commit()
+        assert await erasing == 1
+        assert await memory.feedback.get() == []
+
+
+@pytest.mark.asyncio
+async def test_erasures_and_adds_together_leave_nothing(flux_memory_postgres_dsn: str) -> None:
+    """In any order: after the last erasure no entry belongs to the user."""
+    dsn = flux_memory_postgres_dsn
+    async with PostgresConversationMemory(dsn) as memory, PostgresConversationMemory(dsn) as other:
+        for _ in range(5):
+            for number in range(5):
+                await memory.create_session(session_id=f"s{number}", user_id="ann")
+            adds = (other.feedback.add(f"s{number % 5}", 1) for number in range(40))
+            await asyncio.gather(memory.delete_sessions(user_id="ann"), *adds)
+            assert await fetch_rows(dsn, "SELECT count(*) FROM feedback WHERE user_id = 'ann'") == [(0,)]
+            await memory.clear_all()
+
+
+@pytest.mark.asyncio
+async def test_a_trigger_that_keeps_entries_is_an_error(flux_empty_database: str) -> None:
+    """A person is not told that the feedback is gone while it is there."""
+    dsn = flux_empty_database
+    async with PostgresConversationMemory(dsn) as memory:
+        await memory.create_session(session_id="s", user_id="ann")
+        await memory.feedback.add("s", 1, feedback_id="f")
+        await execute(
+            dsn,
+            "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+            "CREATE TRIGGER keep BEFORE DELETE ON feedback FOR EACH ROW EXECUTE FUNCTION keep()",
+        )
+        for call in (memory.feedback.delete("f"), memory.delete_sessions(user_id="ann")):
+            with pytest.raises(SchemaError, match="a trigger or a policy on the table 'feedback' kept"):
+                await call
+        await execute(dsn, "DROP TRIGGER keep ON feedback")
+        assert await memory.delete_sessions(user_id="ann") == 0
+        assert await memory.feedback.get() == []
+
+
+@pytest.mark.asyncio
+async def test_a_trigger_that_drops_an_entry_is_an_error(flux_empty_database: str) -> None:
+    """An entry that is not stored is not acknowledged."""
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await memory.feedback.get()
+        await execute(
+            flux_empty_database,
+            "CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
+            "CREATE TRIGGER drops BEFORE INSERT ON feedback FOR EACH ROW EXECUTE FUNCTION drop_row()",
+        )
+        with pytest.raises((SchemaError, ConflictError)):
+            await memory.feedback.add("s", 1)

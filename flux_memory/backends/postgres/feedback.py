@@ -1,0 +1,297 @@
+"""`PostgresFeedback`: the feedback of a PostgreSQL database, and its SQL.
+
+Each statement uses one table, so that feedback can be spread over several machines by its own id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from functools import partial
+from operator import methodcaller
+from typing import Any, Final, NamedTuple
+
+from flux_memory import records
+from flux_memory.backends.deadlines import seconds_for
+from flux_memory.backends.long_calls import LongCalls, build_off_loop
+from flux_memory.backends.postgres import dated_feedback
+from flux_memory.backends.postgres.arrays import write_texts
+from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.postgres.locking import in_transaction
+from flux_memory.backends.postgres.retry import RetryingExecutor
+from flux_memory.errors import SchemaError
+from flux_memory.feedback import Feedback, FeedbackEntry, FeedbackStats
+from flux_memory.records.ratings import DatedFeedback, Stored
+from flux_memory.shapes import Metadata
+
+# The lock keeps the session until the entry is stored: an erasure of its user, which deletes the sessions first, finds
+# the entry. Adds of messages do not wait for it.
+LOCK_OWNER: Final = "SELECT user_id FROM sessions WHERE id::text = $1 FOR KEY SHARE"
+INSERT_FEEDBACK: Final = """
+INSERT INTO feedback (id, session_id, message_id, rating, comment, corrected_answer, metadata, user_id, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, statement_timestamp() AT TIME ZONE 'UTC')
+ON CONFLICT (id) DO NOTHING
+RETURNING TRUE
+"""
+SELECT_SAME_ID: Final = """
+SELECT session_id, message_id, rating, comment, corrected_answer, metadata::text FROM feedback WHERE id::text = $1
+"""
+# As in `queries`, times and JSON cross the wire as text.
+SELECT_ENTRIES: Final = """
+SELECT
+    id,
+    session_id,
+    message_id,
+    rating,
+    comment,
+    corrected_answer,
+    metadata::text,
+    rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD')
+FROM feedback
+"""
+SELECT_FEEDBACK: Final = (
+    SELECT_ENTRIES
+    + """{where}
+ORDER BY created_at DESC, id COLLATE "C" DESC
+LIMIT $1 OFFSET $2
+"""
+)
+SELECT_FOLLOWING: Final = (
+    SELECT_ENTRIES
+    + """WHERE
+    (created_at, id::text COLLATE "C") > ($1::text::timestamp, $2::text COLLATE "C")
+ORDER BY created_at, id COLLATE "C"
+LIMIT $3
+"""
+)
+CRITERIA: Final = {
+    "session_id": "session_id::text = ${}",
+    "message_id": "message_id::text = ${}",
+    "rating": "rating = ${}::smallint",
+}
+SELECT_STATS: Final = """
+SELECT
+    to_char(created_at, 'YYYY-MM-DD'),
+    count(*) FILTER (WHERE rating = 1::smallint),
+    count(*) FILTER (WHERE rating = -1::smallint),
+    count(*) FILTER (WHERE rating = 0::smallint)
+FROM feedback
+WHERE created_at >= $1::text::timestamp
+GROUP BY 1
+ORDER BY 1
+"""
+DELETE_ENTRY: Final = "DELETE FROM feedback WHERE id::text = $1"
+SELECT_ENTRY: Final = "SELECT EXISTS (SELECT 1 FROM feedback WHERE id::text = $1)"
+SELECT_IDS_OF_USER: Final = """
+SELECT id
+FROM sessions
+WHERE user_id = $1 AND id::text COLLATE "C" > $2::text COLLATE "C"
+ORDER BY id COLLATE "C"
+LIMIT $3
+"""
+DELETE_WITHOUT_OWNER: Final = "DELETE FROM feedback WHERE session_id::text = ANY ($1::text::text[]) AND user_id = ''"
+DELETE_OF_USER: Final = "DELETE FROM feedback WHERE user_id = $1"
+SELECT_OF_USER: Final = "SELECT EXISTS (SELECT 1 FROM feedback WHERE user_id = $1)"
+
+_BATCH_SESSIONS: Final = 1_000
+"""Sessions whose feedback one statement erases."""
+_KEPT_ATTEMPTS: Final = 3
+"""Deletions without effect after which something keeps the rows; fewer may have met a concurrent add."""
+_HIDDEN_ATTEMPTS: Final = 3
+"""Adds after which a policy hides the entry that has the id; fewer may have met one that was deleted just then."""
+_BEFORE_ALL: Final = "-infinity"
+
+
+class Access(NamedTuple):
+    """The ways of a handle to its server."""
+
+    rows: Callable[..., Awaitable[Sequence[Any]]]
+    write: Callable[..., Awaitable[Any]]
+    long: LongCalls
+    timeout: float
+    """Seconds of a call outside any `deadline()`."""
+
+
+Run = Callable[[Callable[[Access], Awaitable[Any]]], Awaitable[Any]]
+"""Runs a call on the handle's home loop, or on that of its twin."""
+
+
+class PostgresFeedback(Feedback):
+    """The feedback of a `PostgresConversationMemory`.
+
+    Args:
+        run: Runs a call with the handle's ways to its server.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    async def add(
+        self,
+        session_id: str,
+        rating: int,
+        *,
+        message_id: str | None = None,
+        comment: str = "",
+        corrected_answer: str | None = None,
+        metadata: Metadata | None = None,
+        feedback_id: str | None = None,
+    ) -> str:
+        async def call(access: Access) -> str:
+            seconds = seconds_for(access.timeout)
+            row, left = await access.long.check_in_order(session_id, seconds, check)
+            await access.write(lambda store, state: add_entry(store.executor, state, row), left)
+            return row.id
+
+        check = partial(
+            records.check_new_feedback,
+            session_id,
+            rating,
+            message_id=message_id,
+            comment=comment,
+            corrected_answer=corrected_answer,
+            metadata=metadata,
+            feedback_id=feedback_id,
+        )
+        return str(await self._run(call))
+
+    async def get(
+        self,
+        limit: int | None = 50,
+        offset: int = 0,
+        *,
+        session_id: str | None = None,
+        message_id: str | None = None,
+        rating: int | None = None,
+    ) -> list[FeedbackEntry]:
+        async def call(access: Access) -> list[FeedbackEntry]:
+            criteria = records.check_feedback_filter(session_id, message_id, rating)
+            page = (records.check_limit(limit), records.check_count("offset", offset))
+            conditions = [CRITERIA[name].format(number) for number, name in enumerate(criteria, 3)]
+            where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+            rows = await access.rows(SELECT_FEEDBACK.format(where=where), *page, *criteria.values())
+            return await build_off_loop(partial(records.build_feedback, rows))
+
+        found: list[FeedbackEntry] = await self._run(call)
+        return found
+
+    async def stats(self, *, since: datetime | None = None) -> FeedbackStats:
+        async def call(access: Access) -> FeedbackStats:
+            moment = _BEFORE_ALL if since is None else records.check_moment("since", since)
+            return records.build_stats(await access.rows(SELECT_STATS, moment))
+
+        found: FeedbackStats = await self._run(call)
+        return found
+
+    async def delete(self, feedback_id: str) -> None:
+        async def call(access: Access) -> None:
+            key = records.check_lookup("feedback_id", feedback_id)
+            await access.write(
+                lambda store, state: _delete_all(
+                    store.executor, state, (DELETE_ENTRY, SELECT_ENTRY), key, f"the feedback {key!r:.80}"
+                )
+            )
+
+        await self._run(call)
+
+    async def add_dated(self, entries: Sequence[DatedFeedback]) -> list[Stored]:
+        """Add entries with their own times, all in one transaction, and return what became of each."""
+
+        async def call(access: Access) -> list[Stored]:
+            outcomes: list[Stored] = await access.write(
+                lambda store, state: dated_feedback.add_entries(store.executor, state, entries)
+            )
+            return outcomes
+
+        outcomes: list[Stored] = await self._run(call)
+        return outcomes
+
+    async def read_on(self, after: tuple[str, str], limit: int) -> list[FeedbackEntry]:
+        """Return the oldest entries that follow a time and an id, oldest first."""
+
+        async def call(access: Access) -> list[FeedbackEntry]:
+            moment, id_ = after
+            rows = await access.rows(SELECT_FOLLOWING, moment or _BEFORE_ALL, id_, limit)
+            return await build_off_loop(partial(records.build_feedback, rows))
+
+        found: list[FeedbackEntry] = await self._run(call)
+        return found
+
+
+async def add_entry(executor: RetryingExecutor, state: CallState, row: records.FeedbackRow) -> bool:
+    """Store an entry and return `True`; return `False` if it was stored before.
+
+    Args:
+        executor: Runs the statements.
+        state: The state of the call.
+        row: The entry.
+
+    Raises:
+        ConflictError: Another entry has the id.
+    """
+    for _ in range(_HIDDEN_ATTEMPTS):
+        added, stored = await executor.run_on_any_lock(
+            state, lambda connection: in_transaction(connection, partial(_insert, executor, connection, row))
+        )
+        if added:
+            return True
+        if stored is not None:
+            if row.same_as(stored):
+                return False
+            break
+    raise records.feedback_id_taken(row.id)
+
+
+async def _insert(
+    executor: RetryingExecutor, connection: Any, row: records.FeedbackRow
+) -> tuple[bool, list[Any] | None]:
+    """Insert an entry; return whether its id was free, and else the stored entry."""
+    owner = await connection.fetch(executor.path.statement(LOCK_OWNER), row.session_id)
+    user_id = (owner[0][0] or "") if owner else ""
+    if await connection.fetch(INSERT_FEEDBACK, *row, user_id):
+        return True, None
+    stored = await connection.fetch(executor.path.statement(SELECT_SAME_ID), row.id)
+    return False, [*stored[0]] if stored else None
+
+
+async def erase_without_owner(executor: RetryingExecutor, state: CallState, user_id: str) -> None:
+    """Erase the feedback that was added before its session, which is the user's, was created."""
+    reading, last = CallState(writes=False), ""
+    while True:
+        found = await executor.run(reading, methodcaller("fetch", SELECT_IDS_OF_USER, user_id, last, _BATCH_SESSIONS))
+        ids = [session_id for (session_id,) in found]
+        if ids:
+            await executor.run_on_any_lock(state, methodcaller("execute", DELETE_WITHOUT_OWNER, write_texts(ids)))
+        if len(ids) < _BATCH_SESSIONS:
+            return
+        last = ids[-1]
+
+
+async def erase_of_user(executor: RetryingExecutor, state: CallState, user_id: str) -> None:
+    """Erase the feedback of a user.
+
+    Raises:
+        SchemaError: A trigger or a policy keeps some of it.
+    """
+    await _delete_all(executor, state, (DELETE_OF_USER, SELECT_OF_USER), user_id, f"feedback of user {user_id!r:.80}")
+
+
+async def _delete_all(
+    executor: RetryingExecutor, state: CallState, statements: tuple[str, str], value: str, what: str
+) -> None:
+    """Delete rows until there are none.
+
+    Raises:
+        SchemaError: A trigger or a policy keeps some of them.
+    """
+    delete, select = map(executor.path.statement, statements)
+    without_effect = 0
+    while without_effect < _KEPT_ATTEMPTS:
+        status: str = await executor.run_on_any_lock(state, methodcaller("execute", delete, value))
+        ((is_left,),) = await executor.run(CallState(writes=False), methodcaller("fetch", select, value))
+        if not is_left:
+            return
+        without_effect = without_effect + 1 if status == "DELETE 0" else 0
+    raise SchemaError(
+        f"a trigger or a policy on the table 'feedback' kept {what}, which was to be deleted; let the role delete it"
+    )

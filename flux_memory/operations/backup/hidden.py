@@ -1,0 +1,149 @@
+"""Files that are invisible until they are complete and durable, in the directory where they will be seen."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from flux_memory.errors import BackupError
+from flux_memory.transfer.tempfiles import publish, sync
+
+_PREFIX: Final = ".flux-memory-backup-"
+_COMPANIONS: Final = ("-journal", "-wal", "-shm", "")
+"""SQLite's files beside a database, and the file itself, last: it holds the lock."""
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+
+
+@contextmanager
+def hidden_file(directory: Path) -> Iterator[Path]:
+    """Create an empty file for its owner only, and remove it at the end, unless it was published.
+
+    The file is locked while in use, so that `remove_leftovers` of another process keeps it.
+    """
+    path = directory / f"{_PREFIX}{secrets.token_hex(8)}"
+    lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield path
+    finally:
+        _remove(path)
+        os.close(lock)
+
+
+def remove_leftovers(directory: Path) -> int:
+    """Remove the hidden files that killed processes left behind, and return their number."""
+    removed = 0
+    for path in sorted(directory.glob(f"{_PREFIX}*")):
+        if path.name.endswith(_COMPANIONS[:-1]):
+            # Of a file that is gone: the file itself is removed last.
+            if not path.with_name(path.name.rpartition("-")[0]).exists():
+                path.unlink(missing_ok=True)
+            continue
+        with suppress(OSError):
+            if not _is_locked(path):
+                _remove(path)
+                removed += 1
+    return removed
+
+
+def reveal(hidden: Path, wanted: Path) -> None:
+    """Give a complete file its name, and wait until both are on the disk.
+
+    Raises:
+        OSError: The name is taken, or the disk failed; then the name is not there.
+    """
+    try:
+        publish(hidden, wanted)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # File systems without hard links: exFAT, some network shares.
+        if wanted.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(wanted)) from None
+        hidden.rename(wanted)
+        sync(wanted.absolute().parent)
+
+
+class GuardedFile(io.BufferedWriter):
+    """A file whose errors are those of a backup: beside a connection, an OSError would be taken for the network's.
+
+    Args:
+        path: A file that exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._directory = path.parent
+        super().__init__(io.FileIO(path, "w"))
+
+    def write(self, data: Any) -> int:
+        """Write bytes.
+
+        Raises:
+            BackupError: The disk is full or failed.
+        """
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def flush(self) -> None:
+        """Hand all bytes to the system.
+
+        Raises:
+            BackupError: The disk is full or failed.
+        """
+        try:
+            super().flush()
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: OSError) -> BackupError:
+        return BackupError(
+            f"the backup cannot be written to {self._directory}: {error.strerror or error}; check the directory, its "
+            "rights and its room. No file was left there"
+        )
+
+
+def write_file(directory: Path, wanted: Path, text: str) -> None:
+    """Write a text to a new file that is seen only complete.
+
+    Raises:
+        OSError: The name is taken, or the disk failed.
+    """
+    with hidden_file(directory) as hidden:
+        hidden.write_text(text, encoding="utf-8")
+        reveal(hidden, wanted)
+
+
+def _remove(path: Path) -> None:
+    for suffix in _COMPANIONS:
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _is_locked(path: Path) -> bool:
+    lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+@contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """Let one process at a time give files their names, or remove named ones."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
