@@ -227,7 +227,8 @@ class RatingsContract(Binding):
         whole = await ids_of(memory)
         assert len(whole) == 60
         assert [entry["feedback_id"] for entry in await memory.feedback.get()] == whole[:50]
-        for filters in ({}, {"rating": 1}, {"session_id": "s", "rating": 0}):
+        every_filter: list[dict[str, Any]] = [{}, {"rating": 1}, {"session_id": "s", "rating": 0}]
+        for filters in every_filter:
             expected = await ids_of(memory, **filters)
             for size in (1, 7, 60):
                 for start in range(0, 70, size):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import asyncpg
@@ -156,7 +156,7 @@ async def compare_feedback(
             found.add(FEEDBACK_MISSING, f"{id_}{', deleted since it was moved' if id_ in deleted else ''}")
 
 
-async def _recorded(connection: Any, ids: list[str]) -> Any:
+async def _recorded(connection: Any, ids: list[str]) -> AsyncIterator[str]:
     if not ids or not await connection.fetchval(HAS_RECORD) or not await connection.fetchval(MAY_READ_RECORD):
         return
     for page in _pages(ids):
