@@ -14,9 +14,11 @@ from bound_stores import make_postgres_clock, make_postgres_corrupter, make_sqli
 from flux_memory import ConversationMemory, PostgresConversationMemory, Session, records
 from flux_memory.backends.postgres import adds as postgres_adds
 from flux_memory.backends.postgres import creating, deleting, updating
+from flux_memory.backends.postgres import feedback as postgres_feedback
 from flux_memory.backends.postgres import queries as postgres_queries
 from flux_memory.backends.sqlite import adds as sqlite_adds
 from flux_memory.backends.sqlite import edits as sqlite_edits
+from flux_memory.backends.sqlite import feedback as sqlite_feedback
 from flux_memory.backends.sqlite import history as sqlite_history
 from flux_memory.backends.sqlite import listing as sqlite_listing
 from flux_memory.backends.sqlite import opening
@@ -132,6 +134,16 @@ SQLITE = {
     "the list cursor is inclusive": Break("FM-LST-030", sqlite_listing, "AFTER_CURSOR", "<", "<="),
     "inactive since is inclusive": Break("FM-DEL-011", sqlite_edits, "SELECT_SOME_INACTIVE", "<", "<="),
     "deletes users like users": Break("FM-DEL-010", sqlite_edits, "SELECT_SOME_OF_USER", "= ?", "LIKE ?"),
+    "feedback ties by age": Break(
+        "FM-FBK-006", sqlite_feedback, "SELECT_FEEDBACK", "created_at DESC, id DESC", "created_at DESC, rowid DESC"
+    ),
+    "feedback since is exclusive": Break("FM-FBK-010", sqlite_feedback, "SELECT_STATS", ">= ?", "> ?"),
+    "feedback without its owner": Break(
+        "FM-FBK-015", sqlite_feedback, "SELECT_OWNER", "SELECT user_id", "SELECT '' AS user_id"
+    ),
+    "feedback before its session is kept": Break(
+        "FM-FBK-015", sqlite_feedback, "DELETE_OF_SESSION", "user_id IN ('', ?)", "user_id IN (?)"
+    ),
 }
 
 NO_WAIT = """
@@ -177,6 +189,19 @@ POSTGRES = {
     "counts ignore the user": Break(
         "FM-LST-035", postgres_queries, "COUNT_SESSIONS_OF_USER_BY_METADATA", "user_id = $1", "$1 = $1"
     ),
+    "feedback ties by the collation": Break(
+        "FM-FBK-006", postgres_feedback, "SELECT_FEEDBACK", 'id COLLATE "C" DESC', "lower(id) DESC"
+    ),
+    "feedback replaces": Break(
+        "FM-FBK-004", postgres_feedback, "INSERT_FEEDBACK", "DO NOTHING", "DO UPDATE SET comment = excluded.comment"
+    ),
+    "days elsewhere": Break(
+        "FM-FBK-009", postgres_feedback, "SELECT_STATS", "to_char(created_at", "to_char(created_at + interval '9 hours'"
+    ),
+    "an erasure ends with the sessions": Break(
+        "FM-FBK-015", postgres_feedback, "DELETE_OF_USER", "WHERE", "WHERE session_id IN (SELECT id FROM sessions) AND"
+    ),
+    "clearing sessions only": Break("FM-FBK-016", deleting, "DELETE_EVERYTHING", "; DELETE FROM feedback", ""),
 }
 
 

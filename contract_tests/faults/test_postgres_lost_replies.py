@@ -54,6 +54,34 @@ async def test_a_call_with_a_lost_reply_is_done_once(
 
 
 @pytest.mark.asyncio
+@pytest.mark.fault("reply to COMMIT of feedback lost", backend="postgres")
+async def test_feedback_with_a_lost_reply_is_stored_once(
+    proxy: PostgresProxy, flux_empty_database: str, fault: Fault
+) -> None:
+    """The second attempt finds the entry by its id, which was made before the first; an erasure is repeated."""
+    async with PostgresConversationMemory(proxy.dsn, min_size=1) as memory:
+        for _ in fault.rounds(2, 50):
+            await memory.clear_all()
+            await memory.create_session(session_id="s", user_id="ann")
+            proxy.lose_reply_to("query", containing=b"COMMIT")
+            took, error = await measure_call(memory.feedback.add("s", 1, comment="x", metadata={"a": 1}), 5)
+            assert error is None
+            assert await fetch_rows(flux_empty_database, "SELECT user_id, comment FROM feedback") == [("ann", "x")]
+            await memory.feedback.add("s", 1, feedback_id="f")
+            proxy.lose_reply_to("query", containing=b"COMMIT")
+            with pytest.raises(ConflictError):
+                await memory.feedback.add("s", -1, feedback_id="f")
+            proxy.lose_reply_to("sync")
+            await memory.feedback.delete("f")
+            assert len(await memory.feedback.get()) == 1
+            proxy.lose_reply_to("sync")
+            outcome = (await measure_call(memory.delete_sessions(user_id="ann"), 5))[1]
+            assert outcome is None or isinstance(outcome, OutcomeUnknownError)
+            assert await fetch_rows(flux_empty_database, "SELECT FROM feedback") == []
+            fault.add(acknowledged=1, call=took, outage=took)
+
+
+@pytest.mark.asyncio
 @pytest.mark.fault("reply to COMMIT lost, refused all the same", backend="postgres")
 async def test_a_lost_reply_hides_no_refusal(proxy: PostgresProxy, fault: Fault) -> None:
     """A taken id or a missing session is an error on any network."""

@@ -170,7 +170,7 @@ class RatingsContract(Binding):
     )
     async def test_feedback_newest_first(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        expected: list[str] = []
+        expected: list[str] = await ids_of(memory)
         for later in (0, 1, 2, 60):
             names = [f"{letter}{later}" for letter in "baBéz_1"]
             async with store.clock_at(MIDNIGHT + timedelta(seconds=later)):
@@ -227,8 +227,8 @@ class RatingsContract(Binding):
         whole = await ids_of(memory)
         assert len(whole) == 60
         assert [entry["feedback_id"] for entry in await memory.feedback.get()] == whole[:50]
-        every_filter: list[dict[str, Any]] = [{}, {"rating": 1}, {"session_id": "s", "rating": 0}]
-        for filters in every_filter:
+        some: list[dict[str, Any]] = [{}, {"rating": 1}, {"session_id": "s", "rating": 0}]
+        for filters in some:
             expected = await ids_of(memory, **filters)
             for size in (1, 7, 60):
                 for start in range(0, 70, size):
@@ -287,6 +287,7 @@ class RatingsContract(Binding):
     )
     async def test_feedback_stats_since(self, store: StoreUnderTest) -> None:
         memory = store.open()
+        assert (await memory.feedback.stats(since=MIDNIGHT))["total"] == 0
         for later in range(3):
             async with store.clock_at(MIDNIGHT + timedelta(hours=later)):
                 await memory.feedback.add("s", later - 1)

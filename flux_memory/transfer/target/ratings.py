@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import asyncpg
@@ -148,7 +148,7 @@ async def compare_feedback(
     while own is not None:
         missing.append(own.id)
         own = advance()
-    deleted = {id_ async for id_ in _recorded(connection, missing)}
+    deleted = await _recorded(connection, missing)
     for id_ in missing:
         if id_ in deleted and skips_deleted:
             found.feedback_deleted_since += 1
@@ -156,12 +156,14 @@ async def compare_feedback(
             found.add(FEEDBACK_MISSING, f"{id_}{', deleted since it was moved' if id_ in deleted else ''}")
 
 
-async def _recorded(connection: Any, ids: list[str]) -> AsyncIterator[str]:
+async def _recorded(connection: Any, ids: list[str]) -> set[str]:
+    """Return the ids that the record of moves has."""
+    found: set[str] = set()
     if not ids or not await connection.fetchval(HAS_RECORD) or not await connection.fetchval(MAY_READ_RECORD):
-        return
+        return found
     for page in _pages(ids):
-        for (id_,) in await connection.fetch(SELECT_RECORDED, write_texts(page)):
-            yield id_
+        found.update(id_ for (id_,) in await connection.fetch(SELECT_RECORDED, write_texts(page)))
+    return found
 
 
 def _pages(ids: list[str]) -> Iterator[list[str]]:
