@@ -119,7 +119,11 @@ class PrimaryLog:
     async def _sample(self) -> None:
         with suppress(*DRIVER_ERRORS, FluxMemoryError):
             async with asyncio.timeout(_SAMPLE_SECONDS):
-                self._samples.append(await self._executor.run(CallState(writes=False), self._select))
+                sample = await self._executor.run(CallState(writes=False), self._select)
+                if self._samples and sample.timeline != self._samples[-1].timeline:
+                    # Positions of different timelines cannot be compared.
+                    self._samples.clear()
+                self._samples.append(sample)
 
     async def _select(self, connection: Any) -> Sample:
         self._began = began = time.monotonic()
