@@ -57,10 +57,7 @@ async def copy_file(plan: BackupPlan, created_at: datetime, watcher: Watcher, pa
     manifest = _manifest(plan, Kind.SQLITE, created_at, state)
     _describe(state, watcher)
     if state.found.refused:
-        watcher.say(
-            f"{state.found.refused:,} rows are not valid, and are copied as they are; a migration or an archive would "
-            "refuse them"
-        )
+        watcher.say(f"Not valid, and copied as they are: {state.found.refused:,} rows; a migration would refuse them")
     if path is not None and plan.verify:
         watcher.phase("Verify", None)
         refused = state.found.refused
