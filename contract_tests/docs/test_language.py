@@ -27,6 +27,7 @@ FINISHED: Final = (
     ".github/workflows/*.yml",
     "docs/contract/*.md",
     "docs/operations/*.md",
+    "docs/operations/**/*.yaml",
     "flux_memory/**/*.py",
     "contract_tests/**/*.py",
     "tools/*.py",

@@ -219,3 +219,21 @@ def test_a_dotenv_in_another_encoding_is_named(tmp_path: Path) -> None:
         load_settings()
     assert caught.value.__suppress_context__
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_telemetry_and_slow_calls_are_set_by_names_with_the_prefix(environment: Environment) -> None:
+    """Other programs use the names without it: their values neither switch anything on nor stop the application."""
+    environment(TELEMETRY="honeycomb", SLOW_CALL_SECONDS="never")
+    assert (load_settings().telemetry, load_settings().slow_call_seconds) == (False, None)
+    environment("TELEMETRY=x\nFLUX_MEMORY_SLOW_CALL_SECONDS=2.5", FLUX_MEMORY_TELEMETRY="1")
+    assert (load_settings().telemetry, load_settings().slow_call_seconds) == (True, 2.5)
+    given = Settings(telemetry=False, slow_call_seconds=1)
+    assert (given.telemetry, given.slow_call_seconds) == (False, 1.0)
+
+
+@pytest.mark.parametrize("wrong", ["0", "-1", "nan", "inf", "soon", ""])
+def test_a_wrong_threshold_for_slow_calls_is_named(wrong: str, environment: Environment) -> None:
+    """A mistake in a variable shows at once, with the variable's name."""
+    environment(FLUX_MEMORY_SLOW_CALL_SECONDS=wrong)
+    with pytest.raises(InvalidInputError, match="the setting flux_memory_slow_call_seconds is wrong"):
+        load_settings()

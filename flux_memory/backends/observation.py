@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from flux_memory.backends.pool_stats import Counters, CountingPool, PoolStats, sum_stats
 from flux_memory.errors import FluxMemoryError
@@ -72,6 +72,8 @@ class Observers:
     def __init__(self, store: StoreName, slow: Observer | None = None) -> None:
         self.store = store
         self._slow = slow
+        self.records_statements: Final = slow is not None
+        """Whether the texts of a call's statements are kept until the call ends."""
         self._own: Observer | None = None
         self._pools: list[tuple[weakref.ref[CountingPool], Counters]] = []
         self._ended = Counters()
@@ -80,11 +82,6 @@ class Observers:
         """The observer to notify; `None`, if there are none, costs a call one comparison."""
         _HANDLES.add(self)
         self._refresh()
-
-    @property
-    def records_statements(self) -> bool:
-        """Whether the texts of a call's statements are kept until the call ends."""
-        return self._slow is not None
 
     def add_pool(self, pool: CountingPool, counters: Counters) -> None:
         """Add the pool of the handle, or of its twin.

@@ -38,7 +38,7 @@ class PoolMeter(Counters):
         super().__init__()
         self.observers = observers
         self.waiting = 0
-        self._taken: dict[Any, float] = {}
+        self.taken: dict[Any, float] = {}
         """When each connection in use was taken; filled only while there is an observer."""
 
     def note_taken(self, connection: Any, waited_seconds: float = 0.0) -> None:
@@ -47,17 +47,13 @@ class PoolMeter(Counters):
         self.waits.append(waited_seconds)
         if (observer := self.observers.active) is not None:
             observer.waited(self.observers, waited_seconds)
-            self._taken[connection] = time.perf_counter()
+            self.taken[connection] = time.perf_counter()
 
     def note_returned(self, connection: Any) -> None:
-        """Note that a call has given a connection back."""
-        if self._taken and (since := self._taken.pop(connection, None)) is not None:
-            self.note_used(time.perf_counter() - since)
-
-    def note_used(self, seconds: float) -> None:
-        """Report for how long a call used a connection."""
-        if (observer := self.observers.active) is not None:
-            observer.used(self.observers, seconds)
+        """Report for how long a call used a connection; needed only if `taken` has any."""
+        since = self.taken.pop(connection, None)
+        if since is not None and (observer := self.observers.active) is not None:
+            observer.used(self.observers, time.perf_counter() - since)
 
     @contextmanager
     def wait(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from flux_memory.backends.observation import Observer, Observers
+from flux_memory.errors import MemoryClosedError
 
 _LOG: Final = logging.getLogger("flux_memory.slow_calls")
 
@@ -43,14 +44,14 @@ def has_plan(sql: str) -> bool:
     return _PLANNED.match(sql) is not None
 
 
-def note_statements(statements: Statements | None, explain: Explain) -> None:
+def note_statements(statements: Statements, explain: Explain) -> None:
     """Note the statements that the running call has executed; only their texts are kept.
 
     Args:
-        statements: The statements, or `None`.
+        statements: The statements.
         explain: Returns their plans, in case the call turns out to be slow.
     """
-    if statements and (call := _CALL.get()) is not None:
+    if (call := _CALL.get()) is not None:
         call.statements.update(statements)
         call.explain = explain
 
@@ -102,6 +103,8 @@ class SlowCalls(Observer):
     async def _log_plans(self, operation: str, explain: Explain, statements: Statements) -> None:
         try:
             plans = [*await explain(statements)]
+        except MemoryClosedError:
+            return
         except Exception as error:  # noqa: BLE001 - the plan is only an addition to the log
             _LOG.warning("the plan of the slow %s on %s cannot be read: %s", operation, self._shown, error)
             return

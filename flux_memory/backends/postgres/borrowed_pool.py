@@ -60,7 +60,8 @@ class BorrowedPool(MeteredPool):
                 await back_off(tried)
 
     def put_back(self, connection: Any) -> asyncio.Future[Any]:
-        self.meter.note_returned(connection)
+        if self.meter.taken:
+            self.meter.note_returned(connection)
         # In its own task: the reset can fail, or be cancelled, after the statement has succeeded.
         releasing = self._run_in_background(self._pool.release(connection, timeout=SERVER_GRACE_SECONDS))
         releasing.add_done_callback(partial(_drop_unless_released, connection))

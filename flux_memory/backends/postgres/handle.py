@@ -219,7 +219,8 @@ class PostgresHandle:
                     self._pool.meter.note_timeout()
                 raise
             finally:
-                note_statements(state.statements, self._explain)
+                if state.statements is not None:
+                    note_statements(state.statements, self._explain)
 
     async def _explain(self, statements: Statements) -> list[str]:
         """Return the plans of statements, read on a connection of the pool."""

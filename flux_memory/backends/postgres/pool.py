@@ -117,7 +117,8 @@ class OwnPool(MeteredPool):
         return connection
 
     def put_back(self, connection: Any) -> None:
-        self.meter.note_returned(connection)
+        if self.meter.taken:
+            self.meter.note_returned(connection)
         if is_closed(connection):
             self._forget(connection)
         elif connection in self._expired:

@@ -109,6 +109,7 @@ class RetryingExecutor:
     ) -> None:
         self._pool = pool
         self.meter: Final = pool.meter
+        self._records_statements = pool.meter.observers.records_statements
         self.path = path
         """The statements of the store; they change if the tables are distributed while the handle is open."""
         self._find_path = find_path
@@ -128,10 +129,10 @@ class RetryingExecutor:
             connection = await self._pool.take()
             try:
                 observer.sending()
-                if self.meter.observers.records_statements:
-                    result = await work(StatementRecorder(connection, observer.note_statement))
-                else:
-                    result = await work(connection)
+                used = (
+                    StatementRecorder(connection, observer.note_statement) if self._records_statements else connection
+                )
+                result = await work(used)
             except Exception as error:
                 if isinstance(error, TimeoutError):
                     observer.failed(error, lost=True)

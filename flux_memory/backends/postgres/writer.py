@@ -44,6 +44,7 @@ class MessageWriter:
 
     def __init__(self, executor: RetryingExecutor) -> None:
         self._executor = executor
+        self._observers = executor.meter.observers
         self._queues: dict[str, SessionQueue] = {}
         self._ready: OrderedDict[SessionQueue, None] = OrderedDict()
         """Sessions whose waiting calls can be sent, the one that has waited longest first."""
@@ -219,7 +220,8 @@ class MessageWriter:
         calls = statement.calls()
         if not calls:
             return
-        self._executor.meter.note_batch(len(calls))
+        if self._observers.active is not None:
+            self._executor.meter.note_batch(len(calls))
         wait = statement in self._executor.on_lock
         locked: dict[SessionQueue, None] = {}
         missing: dict[SessionQueue, QueuedCall] = {}

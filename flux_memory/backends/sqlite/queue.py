@@ -81,14 +81,16 @@ class Job(Generic[Result]):
     """One call: its work, its caller's future, and the outcome once the thread has `answered`."""
 
     __slots__ = (
-        *("answered", "deadline", "error", "future", "queue", "result", "statements", "timeout", "timer", "work"),
+        *("answered", "deadline", "error", "future", "queue", "queued", "result", "statements", "timeout", "timer"),
+        "work",
     )
 
     def __init__(self, work: Work[Result], queue: Queue, timeout: float) -> None:
         self.work = work
         self.queue = queue
         self.timeout = timeout
-        self.deadline = time.monotonic() + timeout
+        self.queued = time.monotonic()
+        self.deadline = self.queued + timeout
         self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.answered = False
         self.result: Any = None
@@ -104,11 +106,6 @@ class Job(Generic[Result]):
         finally:
             self.timer.cancel()
             self.queue.withdraw(self)
-
-    @property
-    def waited_seconds(self) -> float:
-        """How long it has waited so far."""
-        return max(time.monotonic() - self.deadline + self.timeout, 0.0)
 
     def given_up(self) -> bool:
         """Return whether the caller is gone, or its deadline has passed."""

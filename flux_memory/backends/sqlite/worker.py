@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from flux_memory.backends.loops import CLOSED
 from flux_memory.backends.observation import Observers, StoreName
 from flux_memory.backends.pool_meter import MeteredPool
 from flux_memory.backends.pool_stats import Occupancy
@@ -23,7 +24,7 @@ from flux_memory.backends.sqlite.file import OpenFile
 from flux_memory.backends.sqlite.forks import pause_at_forks
 from flux_memory.backends.sqlite.queue import GRACE_SECONDS, Job, Queue, Result, Work, deliver, not_begun
 from flux_memory.backends.sqlite.recording import RecordingConnection, explain
-from flux_memory.errors import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError, MemoryClosedError, OutcomeUnknownError
 
 BATCH_CALLS: Final = 256
 """Reads that the thread runs before it looks for writes, and writes of one transaction."""
@@ -50,6 +51,7 @@ class SQLiteWorker(MeteredPool):
         observers: Observers | None = None,
     ) -> None:
         super().__init__(observers or Observers(StoreName("sqlite", "")))
+        self._records_statements = self.meter.observers.records_statements
         self._opener = opener
         self._db: sqlite3.Connection | None = None
         self._driver: DriverThread | None = None
@@ -200,8 +202,10 @@ class SQLiteWorker(MeteredPool):
                 # The thread may never have been woken; the next call wakes it again.
                 self._called_on = None
 
-    def _explain(self, statements: Statements) -> Coroutine[Any, Any, list[str]]:
-        return self.read(partial(explain, dict(statements)), PLAN_DEADLINE_SECONDS)
+    async def _explain(self, statements: Statements) -> list[str]:
+        if self._given_up or self._ended.done():
+            raise MemoryClosedError(CLOSED)
+        return await self.read(partial(explain, dict(statements)), PLAN_DEADLINE_SECONDS)
 
     def _run_gathered(self) -> None:
         # Every call so far is in a queue; a later one wakes the thread again.
@@ -317,20 +321,21 @@ class SQLiteWorker(MeteredPool):
     def _attempt(self, job: Job[Any], db: sqlite3.Connection) -> None:
         self._running_job = job
         job.error = None
-        self.meter.note_taken(job, job.waited_seconds)
+        self.meter.note_taken(job, time.monotonic() - job.queued)
         try:
             if self._is_given_up(job):
                 raise BackendUnavailableError(not_begun(job.timeout))
             if not job.queue.writes:
                 self._file.verify_before_read()
-            if isinstance(db, RecordingConnection):
+            if self._records_statements and isinstance(db, RecordingConnection):
                 job.statements = db.statements = {}
             job.result = job.work(db)
         except BaseException as error:  # noqa: BLE001 - the caller gets it
             job.error = error
         finally:
             self._running_job = None
-            self.meter.note_returned(job)
+            if self.meter.taken:
+                self.meter.note_returned(job)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
