@@ -123,9 +123,10 @@ class _Ending:
             return "Nothing was deleted."
         if self.pruned.finished:
             return f"All {self.pruned.sessions:,} sessions are deleted. For --vacuum run the same command again."
-        if self.at_once and not self.pruned.sessions:
+        is_exact = self.pruned.is_exact and not self.at_once
+        if not is_exact and not self.pruned.sessions:
             return "Some sessions may be deleted; run the same command again to go on."
-        least = "At least " if self.at_once else ""
+        least = "" if is_exact else "At least "
         return f"{least}{self.pruned.sessions:,} sessions are deleted; run the same command again to go on."
 
 
@@ -165,7 +166,8 @@ async def _run(settings: Settings, options: dict[str, Any], age: timedelta | Non
         if not ending.pruned.finished:
             return
         feedback = " and the user's feedback" * criteria.erases_feedback
-        _say(f"Deleted {ending.pruned.sessions:,} sessions, messages included{feedback}.")
+        least = "" if ending.pruned.is_exact else "at least "
+        _say(f"Deleted {least}{ending.pruned.sessions:,} sessions, messages included{feedback}.")
         if options["vacuum"]:
             await _vacuum(store)
         elif ending.pruned.sessions or doomed.feedback:
@@ -179,7 +181,7 @@ async def _open_store(settings: Settings, timeout: float) -> AsyncIterator[Prune
         from flux_memory.operations.prune.server_store import PrunedServer  # noqa: PLC0415 - only this driver
         from flux_memory.operations.server_connection import connect_to_server  # noqa: PLC0415 - only this driver
 
-        async with connect_to_server(settings.require_postgres_dsn(), timeout) as server:
+        async with connect_to_server(settings.require_postgres_dsn(), timeout, reconnects=True) as server:
             yield PrunedServer(server)
     else:
         from flux_memory.operations.prune.file_store import PrunedFile  # noqa: PLC0415 - only this driver

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flux_memory.backends.deadlines import deadline
+from flux_memory.errors import OutcomeUnknownError
 
 if TYPE_CHECKING:
     from flux_memory.protocol import Memory
@@ -55,6 +56,8 @@ class Pruned:
 
     sessions: int = 0
     """Sessions whose deletion was acknowledged."""
+    is_exact: bool = True
+    """Whether every answer arrived; otherwise more sessions may be deleted than were counted."""
     finished: bool = False
     """Whether no session that met the criteria is left."""
 
@@ -128,16 +131,26 @@ async def prune(
         must_stop: Returns whether to end after the step.
 
     Raises:
-        FluxMemoryError: A step failed; the earlier ones stay done, and the same call goes on where this one ended.
+        FluxMemoryError: A step failed, or the outcome of two in a row is not known; the earlier ones stay done, and the
+            same call goes on where this one ended.
     """
-    wanted = _FIRST_STEP
+    wanted, was_unknown = _FIRST_STEP, False
     while not must_stop():
         began = time.monotonic()
         cut = await store.find_cut(criteria, wanted)
         last = cut is None
         since = criteria.inactive_since if cut is None else cut + _RESOLUTION
-        with deadline(step_seconds):
-            deleted = await memory.delete_sessions(user_id=criteria.user_id, inactive_since=since)
+        try:
+            with deadline(step_seconds):
+                deleted = await memory.delete_sessions(user_id=criteria.user_id, inactive_since=since)
+        except OutcomeUnknownError:
+            pruned.is_exact = False
+            if was_unknown:
+                raise
+            # The connection was lost: the next step finds what is left.
+            was_unknown = True
+            continue
+        was_unknown = False
         pruned.sessions += deleted
         advance(deleted)
         if last:
