@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nox
@@ -16,8 +17,13 @@ PYTHONS = nox.project.python_versions(PYPROJECT)
 IMAGE = "flux-memory/postgres:15"
 FAULTS = "contract_tests/faults"
 CONTRACT = ("contract_tests/contract/test_contract_sqlite.py", "contract_tests/contract/test_contract_postgres.py")
-# A worker that is done takes over the last of another's tests, so that a module's servers start in one or two of them.
-TESTS = ("pytest", f"--ignore={FAULTS}", "-n", "auto", "--dist=worksteal", "-q", "-rs", "--flux-postgres-required")
+CLUSTER = "contract_tests/citus"
+CLUSTER_SETTINGS = ("FLUX_MEMORY_CITUS_DSN", "FLUX_MEMORY_CITUS_WORKER_DSN")
+TESTS = (
+    *("pytest", f"--ignore={FAULTS}", f"--ignore={CLUSTER}", "-q", "-rs", "--flux-postgres-required"),
+    # A worker that is done takes over the last of another's tests, so that a module's servers start in one or two.
+    *("-n", "auto", "--dist=worksteal"),
+)
 
 
 def install(session: nox.Session, group: str) -> None:
@@ -27,7 +33,7 @@ def install(session: nox.Session, group: str) -> None:
     own = f"{PYPROJECT['project']['name']}["
     wanted = nox.project.dependency_groups(PYPROJECT, group)
     extras = "".join("[" + each.removeprefix(own) for each in wanted if each.startswith(own))
-    # What is imported is compiled then; most modules of the packages never are.
+    # A module is compiled at its first import; most modules of the packages are never imported.
     session.install("--no-compile", "-e", f".{extras}", *(each for each in wanted if not each.startswith(own)))
 
 
@@ -50,6 +56,15 @@ def faults(session: nox.Session) -> None:
     """Break servers, networks, disks and processes, and print the losses. `-- --long` for all rounds."""
     install(session, "test")
     session.run("pytest", FAULTS, "-n", "2", "-q", "-rs", "--flux-postgres-required", *session.posargs)
+
+
+@nox.session
+def citus(session: nox.Session) -> None:
+    """Run the contract and faults on the Citus cluster that FLUX_MEMORY_CITUS_DSN and ..._WORKER_DSN name."""
+    if missing := [name for name in CLUSTER_SETTINGS if not os.environ.get(name)]:
+        session.error(f"there is no cluster: set {' and '.join(missing)}, as containers/citus/compose.yaml says")
+    install(session, "test")
+    session.run("pytest", CLUSTER, "-n", "2", "-q", "-rs", "--flux-postgres=off", *session.posargs)
 
 
 @nox.session(python=PYTHONS)

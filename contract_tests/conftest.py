@@ -19,8 +19,8 @@ from flux_memory import ConversationMemory, Memory
 from flux_memory.testkit.servers import Server, ServerUnavailable, container
 from flux_memory.testkit.servers.choice import default_image
 
-# They run in their own environment: `nox -s peers`.
-collect_ignore = ["peers"]
+# They run in their own environment: `nox -s peers`; and on a cluster, if there is one: `nox -s citus`.
+collect_ignore = ["peers"] if "FLUX_MEMORY_CITUS_DSN" in os.environ else ["peers", "citus"]
 
 # Loaded here, so that its options exist for any selection of tests and xdist's controller prints its summary.
 pytest_plugins = ["fault_report"]

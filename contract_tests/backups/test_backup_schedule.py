@@ -47,7 +47,7 @@ def test_systemd_accepts_the_units(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_the_line_for_cron_makes_a_backup(tmp_path: Path, name: str) -> None:
-    """Run as cron runs it, the line reads the environment file and makes a backup, whatever characters a path has."""
+    """Run as cron runs it, the line reads the environment file and makes a backup, with any characters in its paths."""
     place = tmp_path / name
     place.mkdir()
     store = Store(place / "chat.db", None)

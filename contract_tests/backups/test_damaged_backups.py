@@ -12,6 +12,7 @@ import pytest
 from backup_stores import MakeStore, Store, back_up, fill, restore, run_command
 
 from flux_memory.errors import BackupError, FluxMemoryError
+from flux_memory.operations.backup import Compression
 from flux_memory.operations.backup.manifest import manifest_path
 
 
@@ -40,7 +41,7 @@ def test_an_archive_alone_proves_itself(make_store: MakeStore, backups: Path) ->
     """Without its manifest, a cut or altered archive is refused by its own end and digests."""
     source, target = make_store("sqlite"), make_store("sqlite")
     source.use(fill)
-    backup = back_up(source, backups, archive=True)
+    backup = back_up(source, backups, archive=True, compression=Compression.GZIP)
     manifest_path(backup).unlink()
     lines = gzip.decompress(backup.read_bytes()).splitlines(keepends=True)
 
@@ -77,6 +78,28 @@ def test_a_copy_or_a_dump_needs_its_manifest(store: Store, make_store: MakeStore
     report = restore(backup, target, needs_manifest=False)
     assert report.outcome == ("unproven" if store.postgres_dsn else "restored")
     assert target.rows() == store.rows()
+
+
+@pytest.mark.parametrize("kind", [Compression.GZIP, Compression.ZSTD])
+def test_damaged_compressed_bytes_are_named(make_store: MakeStore, backups: Path, kind: Compression) -> None:
+    """Without a manifest, each cut and each flipped byte of the compressed file is refused."""
+    source, target = make_store("sqlite"), make_store("sqlite")
+    source.use(fill)
+    backup = back_up(source, backups, archive=True, compression=kind)
+    manifest_path(backup).unlink()
+    whole = backup.read_bytes()
+    rng = random.Random(11)
+    damaged = [whole[: rng.randrange(4, len(whole))] for _ in range(10)]
+    for _ in range(30):
+        # The ten bytes of gzip's header, and the time in it, are not rows.
+        at = rng.randrange(10, len(whole))
+        damaged.append(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :])
+    for data in damaged:
+        backup.write_bytes(data)
+        with pytest.raises(BackupError):
+            restore(backup, target)
+        assert target.sqlite_path is not None
+        assert not target.sqlite_path.exists()
 
 
 @pytest.mark.parametrize(

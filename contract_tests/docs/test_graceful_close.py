@@ -43,7 +43,7 @@ def application_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_recipe_environment(tmp_path_factory, "application")
 
 
-class Load(threading.Thread):
+class Asker(threading.Thread):
     """A client that asks one question after another until the server is gone."""
 
     def __init__(self, port: int, name: str) -> None:
@@ -137,7 +137,7 @@ def test_a_server_that_is_stopped_under_load_loses_nothing(
         variables = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/chat.db"}
         memory = ConversationMemory(tmp_path / "chat.db")
     with run_server(application_python, server, tmp_path, variables) as (port, process), ExitStack() as stack:
-        clients = [Load(port, f"client{number}") for number in range(CLIENTS)]
+        clients = [Asker(port, f"client{number}") for number in range(CLIENTS)]
         for client in clients:
             client.start()
             stack.callback(setattr, client, "stopped", True)

@@ -35,7 +35,7 @@ async def run_command(*arguments: str) -> Any:
 
 
 async def add_old_sessions(memory: Memory, dsn: str) -> None:
-    """Store sessions that nobody has used for a long time, with feedback, which outlives them."""
+    """Store sessions without a change for a long time, with feedback, which outlives them."""
     for number in range(OLD_SESSIONS):
         session, message = f"old-{number}", f"answer {number}"
         await memory.add_message(session, "user", "Hello", message_id=message, create=True, user_id="inactive")

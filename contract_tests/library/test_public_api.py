@@ -33,8 +33,8 @@ def run_program(program: str, *arguments: str, cwd: Path | None = None) -> subpr
 PUBLIC = {
     "flux_memory": """
         MAX_BATCH_BYTES MAX_CONTENT_BYTES MAX_FILTER_ELEMENTS MAX_FILTER_VALUES MAX_ID_LENGTH MAX_METADATA_BYTES
-        MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError ConflictError ConversationMemory Feedback
-        FeedbackDay FeedbackEntry FeedbackStats FluxMemoryError
+        MAX_METADATA_DEPTH MAX_USER_ID_LENGTH BackendUnavailableError BackupError ConflictError ConversationMemory
+        Feedback FeedbackDay FeedbackEntry FeedbackStats FluxMemoryError
         InvalidInputError InvalidTypeError Memory MemoryClosedError Message Metadata MigrationError NewMessage
         OutcomeUnknownError PoolStats PostgresConversationMemory SchemaError Session SessionNotFoundError Settings
         create_memory deadline seconds_for
@@ -155,7 +155,7 @@ def test_the_backends_have_the_signatures_of_the_protocol(backend: type, protoco
 def test_the_errors_are_one_family_and_fit_the_standard_ones() -> None:
     """`except FluxMemoryError` catches all; each is also a subclass of the matching built-in error."""
     errors = [value for name in flux_memory.__all__ if name.endswith("Error") for value in [getattr(flux_memory, name)]]
-    assert len(errors) == 10
+    assert len(errors) == 11
     assert all(issubclass(error, FluxMemoryError) for error in errors)
     assert issubclass(flux_memory.InvalidInputError, ValueError)
     assert issubclass(flux_memory.SessionNotFoundError, LookupError)

@@ -22,7 +22,7 @@ from waiting import becomes_true
 
 from flux_memory import ConversationMemory, InvalidInputError
 from flux_memory.cli import main
-from flux_memory.operations.prune import Criteria, Pruned, parse_duration
+from flux_memory.operations.prune import PruneCriteria, Pruned, parse_duration
 from flux_memory.operations.prune import prune as run_steps
 from flux_memory.operations.prune.file_store import PrunedFile
 
@@ -170,12 +170,12 @@ def test_a_session_that_is_used_meanwhile_stays(path: Path) -> None:
                 used.append(session["id"])
 
             class Watched(PrunedFile):
-                async def find_cut(self, criteria: Criteria, sessions: int) -> datetime | None:
+                async def find_cut(self, criteria: PruneCriteria, sessions: int) -> datetime | None:
                     if pruned.sessions and not used:
                         await use()
                     return await super().find_cut(criteria, sessions)
 
-            criteria = Criteria(inactive_since=datetime.now(UTC) - timedelta(days=1))
+            criteria = PruneCriteria(inactive_since=datetime.now(UTC) - timedelta(days=1))
             await run_steps(memory, Watched(str(path), 10), criteria, pruned, step_seconds=10)
             assert [row["id"] for row in await memory.get_sessions()] == used
 

@@ -16,7 +16,7 @@ from waiting import wait_until
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.cli import main, top_view
-from flux_memory.operations.top import Snapshot
+from flux_memory.operations.top import Reading
 from flux_memory.operations.top.server_activity import ServerActivity
 
 
@@ -28,7 +28,7 @@ def pair() -> Iterator[Replicated]:
         yield pair
 
 
-async def read(dsn: str) -> Snapshot:
+async def read(dsn: str) -> Reading:
     activity = ServerActivity(dsn, 5)
     try:
         return await activity.read()
@@ -36,10 +36,10 @@ async def read(dsn: str) -> Snapshot:
         await activity.close()
 
 
-def draw(snapshot: Snapshot) -> str:
+def draw(reading: Reading) -> str:
     console = Console(width=120, height=60, color_system=None)
     with console.capture() as capture:
-        console.print(top_view.draw(snapshot, 120))
+        console.print(top_view.draw(reading, 120))
     return capture.get()
 
 
@@ -73,11 +73,10 @@ async def test_the_lag_is_shown_on_both_sides(pair: Replicated) -> None:
 async def test_the_lag_needs_a_right(pair: Replicated) -> None:
     """A role without it learns that there is a replica, and what it lacks."""
     async with create_role(pair.primary.dsn) as dsn:
-        snapshot = await read(dsn)
-        assert snapshot.replicas == []
+        reading = await read(dsn)
+        assert reading.replicas == []
         assert any(
-            each.startswith("the lag of the replicas (1): needs the role pg_read_all_stats")
-            for each in snapshot.missing
+            each.startswith("the lag of the replicas (1): needs the role pg_read_all_stats") for each in reading.missing
         )
         await execute(pair.primary.dsn, f"GRANT pg_read_all_stats TO {dsn.partition('//')[2].partition(':')[0]}")
         assert len((await read(dsn)).replicas) == 1

@@ -32,7 +32,7 @@ from waiting import wait_until
 
 from flux_memory import BackendUnavailableError, ConversationMemory, PostgresConversationMemory
 from flux_memory.cli import main, top_view
-from flux_memory.operations.top import Activity, Snapshot, with_pace
+from flux_memory.operations.top import Activity, Reading, with_pace
 from flux_memory.operations.top.file_activity import FileActivity
 from flux_memory.operations.top.server_activity import ServerActivity
 
@@ -56,8 +56,8 @@ def open_activity(store: PlainStore) -> Activity:
     return ServerActivity(store.place, 5) if store.is_server else FileActivity(store.place, 5)
 
 
-def read_once(store: PlainStore) -> Snapshot:
-    async def read() -> Snapshot:
+def read_once(store: PlainStore) -> Reading:
+    async def read() -> Reading:
         activity = open_activity(store)
         try:
             return await activity.read()
@@ -67,11 +67,11 @@ def read_once(store: PlainStore) -> Snapshot:
     return asyncio.run(read())
 
 
-def draw(snapshot: Snapshot, width: int) -> str:
+def draw(reading: Reading, width: int) -> str:
     """Return the screen as text."""
     console = Console(width=width, height=60, color_system=None, force_terminal=True, legacy_windows=False)
     with console.capture() as capture:
-        console.print(top_view.draw(snapshot, width))
+        console.print(top_view.draw(reading, width))
     return capture.get()
 
 
@@ -163,17 +163,17 @@ async def test_connections_and_lock_waits_are_named(flux_memory_postgres_dsn: st
             return bool((await activity.read()).waiting)
 
         await wait_until(seen)
-        snapshot = await activity.read()
+        reading = await activity.read()
         await transaction.rollback()
         await waiting
     await activity.close()
-    (wait,) = snapshot.waits
+    (wait,) = reading.waits
     assert (wait.application, wait.blocked_by) == ("waiter", [holder_pid])
-    found = {each.name: each for each in snapshot.applications}
+    found = {each.name: each for each in reading.applications}
     assert (found["holder"].idle_in_transaction, found["waiter"].active) == (1, 1)
     assert "flux-memory top" not in found
-    assert "1 connection waits for a lock" in draw(snapshot, 120)
-    long = replace(snapshot, oldest_transaction_seconds=600.0)
+    assert "1 connection waits for a lock" in draw(reading, 120)
+    long = replace(reading, oldest_transaction_seconds=600.0)
     assert "a transaction is open for 10 min" in draw(long, 80)
 
 
@@ -184,16 +184,16 @@ async def test_a_role_without_rights_sees_what_it_may_and_why_not_the_rest(flux_
     await asyncio.to_thread(store.fill, 2)
     async with connect(flux_memory_postgres_dsn), create_role(flux_memory_postgres_dsn) as dsn:
         activity = ServerActivity(dsn, 5)
-        snapshot = await activity.read()
+        reading = await activity.read()
         await activity.close()
-    assert snapshot.size_bytes
-    assert snapshot.newest == []
-    assert any("the newest sessions: the role lacks SELECT on the table" in each for each in snapshot.missing)
+    assert reading.size_bytes
+    assert reading.newest == []
+    assert any("the newest sessions: the role lacks SELECT on the table" in each for each in reading.missing)
     assert any(
-        "the state of other roles' connections: needs the role pg_read_all_stats" in each for each in snapshot.missing
+        "the state of other roles' connections: needs the role pg_read_all_stats" in each for each in reading.missing
     )
-    assert any(each.active is None for each in snapshot.applications)
-    assert "not shown: the newest sessions" in draw(snapshot, 200)
+    assert any(each.active is None for each in reading.applications)
+    assert "not shown: the newest sessions" in draw(reading, 200)
 
 
 @pytest.mark.asyncio
@@ -203,11 +203,11 @@ async def test_a_table_that_another_role_planted_is_not_read(flux_empty_database
         async with connect(planter) as connection:
             await connection.execute(PLANTED)
         activity = ServerActivity(flux_empty_database, 5)
-        snapshot = await activity.read()
+        reading = await activity.read()
         await activity.close()
         assert await fetch_rows(flux_empty_database, "SELECT by FROM trodden") == []
-    assert snapshot.newest == []
-    assert any("the newest sessions: 'sessions' in the schema public is a view" in each for each in snapshot.missing)
+    assert reading.newest == []
+    assert any("the newest sessions: 'sessions' in the schema public is a view" in each for each in reading.missing)
 
 
 def test_a_reading_reads_no_whole_table(flux_memory_postgres_dsn: str) -> None:
@@ -224,9 +224,9 @@ def test_a_reading_reads_no_whole_table(flux_memory_postgres_dsn: str) -> None:
         before = await scanned()
         activity = ServerActivity(flux_memory_postgres_dsn, 5)
         for _ in range(20):
-            snapshot = await activity.read()
+            reading = await activity.read()
         await activity.close()
-        assert snapshot.sessions == 300
+        assert reading.sessions == 300
         return await scanned() - before
 
     assert asyncio.run(read_many()) == 0
@@ -246,8 +246,8 @@ async def test_a_large_file_is_counted_seldom(path: Path) -> None:
         assert (await activity.read()).sessions == 1
         activity._count_again_at = time.monotonic() + 1000
         await memory.create_session(session_id="new")
-        snapshot = await activity.read()
-        assert (snapshot.sessions, snapshot.newest[0].id) == (1, "new")
+        reading = await activity.read()
+        assert (reading.sessions, reading.newest[0].id) == (1, "new")
 
 
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux shows which processes have a file open")
@@ -262,9 +262,9 @@ def test_processes_with_the_file_open_are_named(path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as user:
         assert user.stdout is not None
         assert user.stdout.readline() == "open\n"
-        snapshot = read_once(PlainStore(str(path)))
-        assert [each.role for each in snapshot.applications] == [f"pid {user.pid}"]
-        assert snapshot.connections == 1
+        reading = read_once(PlainStore(str(path)))
+        assert [each.role for each in reading.applications] == [f"pid {user.pid}"]
+        assert reading.connections == 1
         user.communicate("")
 
 
@@ -301,15 +301,15 @@ def test_no_id_controls_the_terminal(path: Path, width: int) -> None:
             await memory.create_session(session_id=HOSTILE, user_id=HOSTILE)
 
     asyncio.run(work())
-    snapshot = read_once(PlainStore(str(path)))
-    shown = draw(snapshot, width)
+    reading = read_once(PlainStore(str(path)))
+    shown = draw(reading, width)
     assert "\x07" not in shown
     assert "\x1b[2J" not in shown
     assert "[bold]" in shown or width < 56
     assert all(len(line) <= width for line in shown.splitlines())
-    assert top_view.as_line(snapshot).isprintable()
-    assert top_view.as_json(snapshot).isprintable()
-    assert json.loads(top_view.as_json(snapshot))["newest"][0]["id"] == HOSTILE
+    assert top_view.as_line(reading).isprintable()
+    assert top_view.as_json(reading).isprintable()
+    assert json.loads(top_view.as_json(reading))["newest"][0]["id"] == HOSTILE
 
 
 @contextmanager

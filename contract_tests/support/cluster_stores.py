@@ -21,6 +21,9 @@ COORDINATOR: Final = "FLUX_MEMORY_CITUS_DSN"
 WORKER: Final = "FLUX_MEMORY_CITUS_WORKER_DSN"
 """The variable with the DSN of the same database on a worker."""
 
+SHARDS: Final = 4
+"""Shards of each table."""
+
 
 def cluster_dsn(variable: str) -> str:
     """Return the DSN of a server of the cluster.
@@ -53,7 +56,8 @@ def in_schema(variable: str, name: str) -> str:
 async def distributed_schema() -> AsyncIterator[str]:
     """Create a schema with distributed tables, and drop it at the end."""
     async with new_schema() as name:
-        await distribute(in_schema(COORDINATOR, name))
+        # Fewer than usual: each clause empties all of them.
+        await distribute(with_parameter(in_schema(COORDINATOR, name), f"citus.shard_count={SHARDS}"))
         yield name
 
 

@@ -67,7 +67,7 @@ def downstream_python(tmp_path_factory: pytest.TempPathFactory) -> str:
         done = run_command(*command, cwd=place)
         assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = place.glob("*.whl")
-    # Of the packages' modules, the tests import few; those are compiled when they are.
+    # A module is compiled at its first import; most modules of the packages are never imported.
     install = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile")
     done = run_command(*install, f"{wheel}[testkit]", "pytest-xdist", cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr

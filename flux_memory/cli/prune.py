@@ -22,7 +22,7 @@ from flux_memory.records.printing import printable
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from flux_memory.operations.prune import Criteria, Doomed, Pruned, PrunedStore
+    from flux_memory.operations.prune import Doomed, PruneCriteria, Pruned, PrunedStore
     from flux_memory.settings import Settings
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
@@ -131,14 +131,14 @@ class _Ending:
 
 async def _run(settings: Settings, options: dict[str, Any], age: timedelta | None, ending: _Ending) -> None:
     from flux_memory.factory import create_memory  # noqa: PLC0415 - --help stays fast
-    from flux_memory.operations.prune import Criteria, Pruned  # noqa: PLC0415 - --help stays fast
+    from flux_memory.operations.prune import PruneCriteria, Pruned  # noqa: PLC0415 - --help stays fast
     from flux_memory.operations.prune import prune as run_steps  # noqa: PLC0415 - --help stays fast
 
     ending.listen()
     async with _open_store(settings, options["timeout"]) as store, create_memory(settings) as memory:
         await store.check_schema()
         since = None if age is None else await store.read_clock() - age
-        criteria = Criteria(options["user"], since)
+        criteria = PruneCriteria(options["user"], since)
         doomed = await store.count(criteria)
         _describe(store, criteria, doomed)
         if options["dry_run"]:
@@ -197,7 +197,7 @@ async def _vacuum(store: PrunedStore) -> None:
         _say(f"  remains: {sentence}")
 
 
-def _describe(store: PrunedStore, criteria: Criteria, doomed: Doomed) -> None:
+def _describe(store: PrunedStore, criteria: PruneCriteria, doomed: Doomed) -> None:
     wanted = [] if criteria.user_id is None else [f"of the user {criteria.user_id!r}"]
     if criteria.inactive_since is not None:
         wanted.append(f"without a change since {criteria.inactive_since:%Y-%m-%d %H:%M:%S %Z}")

@@ -13,7 +13,8 @@ import click
 
 from flux_memory.cli.failure import causes, show_failure
 from flux_memory.cli.interrupting import interruptible, keeping_handlers
-from flux_memory.cli.stores import NamedStore, name_store, store_options
+from flux_memory.cli.named_store import NamedStore, name_store
+from flux_memory.cli.store import store_options
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
 

@@ -1,4 +1,4 @@
-"""Names the store of a command: the settings' one, or that of an option."""
+"""Options that name a store, and the store that they or the settings name."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def check_store_options(sqlite_path: str | None, postgres_dsn: str | None) -> No
         raise click.UsageError("give --sqlite-path or --postgres-dsn, not both")
     if sqlite_path is not None and (not sqlite_path or find_unstorable(sqlite_path)):
         raise click.UsageError("--sqlite-path is empty or not text; give the path of a file, in UTF-8")
+    if "://" in (sqlite_path or ""):
+        raise click.UsageError("--sqlite-path is a URL; give the path alone, such as ./data/memory.db")
+    if postgres_dsn == "":
+        # An unset shell variable gives an empty option, which must not mean the settings' store.
+        raise click.UsageError("--postgres-dsn is empty; give it a value, or leave it out")
 
 
 def choose_settings(sqlite_path: str | None, postgres_dsn: str | None) -> Settings:

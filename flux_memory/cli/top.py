@@ -17,7 +17,7 @@ from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
 
 if TYPE_CHECKING:
-    from flux_memory.operations.top import Activity, Snapshot
+    from flux_memory.operations.top import Activity, Reading
     from flux_memory.settings import Settings
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
@@ -68,7 +68,7 @@ def top(
 
 
 class _Screen(Protocol):
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, reading: Reading) -> None:
         """Show a reading."""
 
     def fail(self, error: FluxMemoryError) -> None:
@@ -92,7 +92,7 @@ async def _watch(
         with suppress(NotImplementedError):
             loop.add_signal_handler(number, task.cancel)  # type: ignore[union-attr]
     activity = _open(settings, timeout)
-    earlier: Snapshot | None = None
+    earlier: Reading | None = None
     try:
         if once:
             earlier = await activity.read()
@@ -102,13 +102,13 @@ async def _watch(
         with _make_screen(interval, as_json=as_json) as screen:
             while True:
                 try:
-                    snapshot = await activity.read()
+                    reading = await activity.read()
                 except FluxMemoryError as error:
                     screen.fail(error)
                     earlier = None
                 else:
-                    screen.show(with_pace(snapshot, earlier))
-                    earlier = snapshot
+                    screen.show(with_pace(reading, earlier))
+                    earlier = reading
                 await asyncio.sleep(interval)
     finally:
         await activity.close()
@@ -124,15 +124,15 @@ def _open(settings: Settings, timeout: float) -> Activity:
     return FileActivity(settings.sqlite_path, timeout)
 
 
-def _print(snapshot: Snapshot, *, as_json: bool, whole: bool = False) -> None:
+def _print(reading: Reading, *, as_json: bool, whole: bool = False) -> None:
     from flux_memory.cli import top_view  # noqa: PLC0415 - rich costs more than --help may
 
     if as_json:
-        click.echo(top_view.as_json(snapshot))
+        click.echo(top_view.as_json(reading))
     elif whole:
-        top_view.print_screen(snapshot)
+        top_view.print_screen(reading)
     else:
-        click.echo(top_view.as_line(snapshot))
+        click.echo(top_view.as_line(reading))
 
 
 def _make_screen(interval: float, *, as_json: bool) -> Any:
@@ -147,8 +147,8 @@ class _Lines:
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
 
-    def show(self, snapshot: Snapshot) -> None:
-        _print(snapshot, as_json=self._as_json)
+    def show(self, reading: Reading) -> None:
+        _print(reading, as_json=self._as_json)
 
     def fail(self, error: FluxMemoryError) -> None:
         show_failure(error)
@@ -170,10 +170,10 @@ class _LiveScreen:
         self._console = Console(highlight=False)
         self._live = Live(console=self._console, screen=True, auto_refresh=False, vertical_overflow="crop")
         self._note = f"every {interval:g} s, Ctrl-C ends"
-        self._last: Snapshot | None = None
+        self._last: Reading | None = None
 
-    def show(self, snapshot: Snapshot) -> None:
-        self._last = snapshot
+    def show(self, reading: Reading) -> None:
+        self._last = reading
         self._draw(self._note)
 
     def fail(self, error: FluxMemoryError) -> None:

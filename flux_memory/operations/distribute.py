@@ -57,7 +57,8 @@ SELECT count(*), coalesce(sum(hashtextextended({row}::text, 0::bigint)), 0)::tex
     coalesce(sum(hashtextextended({row}::text, 1::bigint)), 0)::text
 FROM {table}
 """
-LOCK_TABLES: Final = "LOCK TABLE {tables} IN SHARE ROW EXCLUSIVE MODE"
+# As strong a lock as Citus takes, and in the order in which writers take theirs: a stronger one later would deadlock.
+LOCK_TABLES: Final = "LOCK TABLE {tables} IN EXCLUSIVE MODE"
 LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout = '10s'"
 DISTRIBUTE: Final = {
     "sessions": "SELECT create_distributed_table('{table}', 'id')",
@@ -243,7 +244,7 @@ async def _distribute_tables(connection: Any, plan: Distribution) -> None:
         ) from error
     except (asyncpg.FeatureNotSupportedError, asyncpg.ObjectNotInPrerequisiteStateError) as error:
         raise SchemaError(f"Citus does not distribute the tables: {error}; nothing is changed") from error
-    plan.rows = {name: digest[0] for name, digest in after.items() if name in plan.rows} or plan.rows
+    plan.rows.update({name: digest[0] for name, digest in after.items() if name in plan.rows})
 
 
 async def _digest(connection: Any, table: DistributedTable) -> tuple[Any, ...]:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from flux_memory.operations.prune.durations import parse_duration
-from flux_memory.operations.prune.steps import Criteria, Doomed, Pruned, PrunedStore, Vacuumed, prune
+from flux_memory.operations.prune.steps import Doomed, PruneCriteria, Pruned, PrunedStore, Vacuumed, prune
 
-__all__ = ["Criteria", "Doomed", "Pruned", "PrunedStore", "Vacuumed", "parse_duration", "prune"]
+__all__ = ["Doomed", "PruneCriteria", "Pruned", "PrunedStore", "Vacuumed", "parse_duration", "prune"]

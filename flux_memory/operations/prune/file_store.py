@@ -10,7 +10,7 @@ from typing import Final
 
 from flux_memory.errors import FluxMemoryError, SchemaError
 from flux_memory.operations.file_connection import run_on_file
-from flux_memory.operations.prune.steps import Criteria, Doomed, Vacuumed
+from flux_memory.operations.prune.steps import Doomed, PruneCriteria, Vacuumed
 from flux_memory.records import check_deletion
 from flux_memory.schema import history
 from flux_memory.schema import sqlite as schema
@@ -51,7 +51,7 @@ class PrunedFile:
         """
         await run_on_file(self._path, partial(_check_schema, self._path), self._timeout)
 
-    async def count(self, criteria: Criteria) -> Doomed:
+    async def count(self, criteria: PruneCriteria) -> Doomed:
         """Count the sessions that meet the criteria, and their messages."""
         sql, values = _with_criteria(COUNT_DOOMED, criteria)
 
@@ -66,7 +66,7 @@ class PrunedFile:
 
         return await run_on_file(self._path, read, self._timeout)
 
-    async def find_cut(self, criteria: Criteria, sessions: int) -> datetime | None:
+    async def find_cut(self, criteria: PruneCriteria, sessions: int) -> datetime | None:
         """Return the last change of the session with this many older ones that meet the criteria."""
         sql, values = _with_criteria(SELECT_CUT, criteria)
         row = await run_on_file(
@@ -94,7 +94,7 @@ class PrunedFile:
         )
 
 
-def _with_criteria(sql: str, criteria: Criteria) -> tuple[str, list[str]]:
+def _with_criteria(sql: str, criteria: PruneCriteria) -> tuple[str, list[str]]:
     values = check_deletion(criteria.user_id, criteria.inactive_since)
     given = [
         (condition, value) for condition, value in zip((OF_USER, INACTIVE), values, strict=True) if value is not None

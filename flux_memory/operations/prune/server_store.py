@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from flux_memory.errors import SchemaError
 from flux_memory.health import ROW_SECURITY
-from flux_memory.operations.prune.steps import Criteria, Doomed, Vacuumed
+from flux_memory.operations.prune.steps import Doomed, PruneCriteria, Vacuumed
 from flux_memory.operations.server_connection import ServerConnection
 from flux_memory.records import check_deletion
 from flux_memory.schema import history
@@ -82,7 +82,7 @@ class PrunedServer:
                 "flux-memory check --full"
             )
 
-    async def count(self, criteria: Criteria) -> Doomed:
+    async def count(self, criteria: PruneCriteria) -> Doomed:
         """Count the sessions that meet the criteria, and their messages."""
 
         async def work(connection: Any) -> Doomed:
@@ -97,7 +97,7 @@ class PrunedServer:
 
         return await self._server.run(work)
 
-    async def find_cut(self, criteria: Criteria, sessions: int) -> datetime | None:
+    async def find_cut(self, criteria: PruneCriteria, sessions: int) -> datetime | None:
         """Return the last change of the session with this many older ones that meet the criteria."""
         sql, values = _with_criteria(SELECT_CUT, criteria, 2)
         found = await self._server.run(methodcaller("fetchval", sql, sessions - 1, *values))
@@ -138,7 +138,7 @@ class PrunedServer:
         return Vacuumed(sizes[0], sizes[1], tuple(sentences), (*left, _IN_PAGES, _ELSEWHERE))
 
 
-def _with_criteria(sql: str, criteria: Criteria, first: int) -> tuple[str, list[str]]:
+def _with_criteria(sql: str, criteria: PruneCriteria, first: int) -> tuple[str, list[str]]:
     """Return a statement with the criteria that are given, numbered from `first`, and their values."""
     values = check_deletion(criteria.user_id, criteria.inactive_since)
     given = [

@@ -24,7 +24,7 @@ _RESOLUTION: Final = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
-class Criteria:
+class PruneCriteria:
     """Which sessions to delete; at least one criterion is given."""
 
     user_id: str | None = None
@@ -86,11 +86,11 @@ class PrunedStore(Protocol):
         """
         ...
 
-    async def count(self, criteria: Criteria) -> Doomed:
+    async def count(self, criteria: PruneCriteria) -> Doomed:
         """Count the sessions that meet the criteria, and their messages, in one snapshot."""
         ...
 
-    async def find_cut(self, criteria: Criteria, sessions: int) -> datetime | None:
+    async def find_cut(self, criteria: PruneCriteria, sessions: int) -> datetime | None:
         """Return the last change of the session with this many older ones that meet the criteria; `None` if fewer."""
         ...
 
@@ -106,7 +106,7 @@ class PrunedStore(Protocol):
 async def prune(
     memory: Memory,
     store: PrunedStore,
-    criteria: Criteria,
+    criteria: PruneCriteria,
     pruned: Pruned,
     *,
     step_seconds: float,

@@ -67,7 +67,7 @@ class RestoreReport:
     """What the backup holds, in words."""
     user: str | None = None
     lost: Populated = field(default_factory=Populated)
-    """What was replaced or, in a dry run, would be."""
+    """The rows that were replaced or, in a dry run, would be."""
     seconds: float = 0.0
 
     @property

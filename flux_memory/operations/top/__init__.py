@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from flux_memory.operations.top.snapshot import (
+from flux_memory.operations.top.readings import (
     ActiveSession,
     Activity,
     Application,
     LockWait,
+    Reading,
     ReplicaLag,
-    Snapshot,
     TableSize,
     with_pace,
 )
@@ -18,8 +18,8 @@ __all__ = [
     "Activity",
     "Application",
     "LockWait",
+    "Reading",
     "ReplicaLag",
-    "Snapshot",
     "TableSize",
     "with_pace",
 ]

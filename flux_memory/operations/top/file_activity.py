@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from flux_memory.operations.file_connection import run_on_file
-from flux_memory.operations.top.snapshot import NEWEST_SESSIONS, ActiveSession, Application, Snapshot
+from flux_memory.operations.top.readings import NEWEST_SESSIONS, ActiveSession, Application, Reading
 
 COUNT_ROWS: Final = "SELECT count(*), coalesce(sum(message_count), 0) FROM sessions"
 # Rows get rising numbers: the end of the b-tree is read, not the table.
@@ -39,7 +39,7 @@ class FileActivity:
         self._counts: tuple[int, int] | None = None
         self._count_again_at = 0.0
 
-    async def read(self) -> Snapshot:
+    async def read(self) -> Reading:
         """Read the activity.
 
         Raises:
@@ -50,7 +50,7 @@ class FileActivity:
     async def close(self) -> None:
         """Do nothing: the file is closed after each reading."""
 
-    def _read(self, db: sqlite3.Connection) -> Snapshot:
+    def _read(self, db: sqlite3.Connection) -> Reading:
         file = Path(self._path).resolve()
         now = datetime.now(UTC)
         missing: list[str] = []
@@ -75,7 +75,7 @@ class FileActivity:
         )
         sessions, messages = self._counts or (None, None)
         processes, unseen = _find_processes(Path(f"{file}-shm"))
-        return Snapshot(
+        return Reading(
             at=now,
             backend="sqlite",
             target=str(file),

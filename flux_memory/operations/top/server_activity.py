@@ -9,13 +9,13 @@ import asyncpg
 
 from flux_memory.errors import SchemaError
 from flux_memory.operations.server_connection import ServerConnection, connect_to_server
-from flux_memory.operations.top.snapshot import (
+from flux_memory.operations.top.readings import (
     NEWEST_SESSIONS,
     ActiveSession,
     Application,
     LockWait,
+    Reading,
     ReplicaLag,
-    Snapshot,
     TableSize,
 )
 from flux_memory.schema import postgres as schema
@@ -116,7 +116,7 @@ class ServerActivity:
         self._refusal = ""
         self._stack = AsyncExitStack()
 
-    async def read(self) -> Snapshot:
+    async def read(self) -> Reading:
         """Read the activity; connect first if the connection is not open.
 
         Raises:
@@ -127,7 +127,7 @@ class ServerActivity:
                 self._server = await self._stack.enter_async_context(connect_to_server(self._dsn, self._timeout))
                 await self._server.run(lambda connection: connection.execute(NAME_CONNECTION))
                 self._refusal = await self._server.run(_find_refusal)
-            return await _Reading(self._server, self._refusal).read()
+            return await _Parts(self._server, self._refusal).read()
         except BaseException:
             await self.close()
             raise
@@ -138,7 +138,7 @@ class ServerActivity:
         await self._stack.aclose()
 
 
-class _Reading:
+class _Parts:
     """One reading, whose parts may be missing."""
 
     def __init__(self, server: ServerConnection, refusal: str) -> None:
@@ -146,7 +146,7 @@ class _Reading:
         self._refusal = refusal
         self._missing: list[str] = [f"the newest sessions: {refusal}"] if refusal else []
 
-    async def read(self) -> Snapshot:
+    async def read(self) -> Reading:
         ((at, version, in_recovery, most, sees_all, behind),) = await self._server.run(
             lambda connection: _fetch(connection, SELECT_SERVER)
         )
@@ -164,7 +164,7 @@ class _Reading:
         if any(unseen for *_, unseen, _ in rows):
             self._missing.append(f"the state of other roles' connections: {_NEEDS_STATISTICS}")
         about = {table.name: table.rows for table in tables}
-        return Snapshot(
+        return Reading(
             at=at,
             backend="postgres",
             target=self._server.shown,

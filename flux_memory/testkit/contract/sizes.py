@@ -69,6 +69,40 @@ class SizesContract(Binding):
         )
 
     @clause(
+        "FM-AMT-009",
+        promise="A large text is whole through each call that carries it: an update's title and messages, a fork with "
+        "its title, a look-up and a pop, above 64 KiB, 1 MiB and 16 MiB.",
+        impact="A long document that was stored whole is cut when the conversation is edited, copied or taken back.",
+        needs=Capability.SESSION_UPDATES | Capability.SESSIONS | Capability.TITLES,
+    )
+    async def test_large_texts_through_each_call(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for cap in (64 * KIB, MIB, 16 * MIB):
+            text = (_LINES * 17)[: min(cap + 1, store.max_content_bytes)]
+            session = await memory.create_session()
+            batch: Any = [{"role": "user", "content": text}]
+            returned: list[Any] = [await memory.update_session(session, title=text, messages=batch)]
+            returned.append(await memory.get_session(session))
+            (stored,) = await memory.get_history(session)
+            if Capability.FORK in store.capabilities:
+                # The text of the title, and of the original's.
+                for given in ({"title": text}, {}):
+                    fork = await memory.fork_session(session, **given)
+                    returned.append(await memory.get_session(fork))
+                    (copied,) = await memory.get_history(fork)
+                    same = copied == stored
+                    assert same, f"the copy of a message of {len(text)} characters has {len(copied['content'])}"
+            same = stored["content"] == text and all(row["title"] == text for row in returned)
+            assert same, f"an update or a fork did not keep {len(text)} characters"
+            if Capability.MESSAGE_LOOKUP in store.capabilities:
+                same = await memory.get_message(session, stored["id"]) == stored
+                assert same, f"the look-up of a message of {len(text)} characters"
+            if Capability.POP in store.capabilities:
+                same = await memory.pop_message(session) == stored
+                assert same, f"the pop of a message of {len(text)} characters"
+            await memory.delete_session(session)
+
+    @clause(
         "FM-AMT-004",
         promise="A message may be as large as the limit, and a history larger (65 MiB): it is returned complete, "
         "through any handle.",

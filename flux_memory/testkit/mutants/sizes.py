@@ -85,6 +85,40 @@ class ListsNoLargeMetadata(Sound):
         return [{**row, "metadata": {} if len(str(row["metadata"])) > 8 * MIB else row["metadata"]} for row in rows]
 
 
+@caught_by("FM-AMT-009")
+class CutsTitlesOfUpdates(Sound):
+    async def update_session(self, session_id: Any, *, title: Any = None, **given: Any) -> Any:
+        return await super().update_session(session_id, title=cut_text(title, 64 * KIB), **given)
+
+
+@caught_by("FM-AMT-009")
+class CutsMessagesOfUpdates(Sound):
+    async def update_session(self, session_id: Any, *, messages: Any = (), **given: Any) -> Any:
+        if isinstance(messages, list):
+            messages = [{**each, "content": cut_text(each["content"], MIB)} for each in messages]
+        return await super().update_session(session_id, messages=messages, **given)
+
+
+@caught_by("FM-AMT-009")
+class CutsTitlesOfForks(Sound):
+    async def fork_session(self, session_id: Any, *, title: Any = None, **given: Any) -> Any:
+        return await super().fork_session(session_id, title=cut_text(title, 64 * KIB), **given)
+
+
+@caught_by("FM-AMT-009")
+class CutsPoppedMessages(Sound):
+    async def pop_message(self, session_id: Any) -> Any:
+        popped = await super().pop_message(session_id)
+        return popped and {**popped, "content": cut_text(popped["content"], 16 * MIB)}
+
+
+@caught_by("FM-AMT-009")
+class CutsLookedUpMessages(Sound):
+    async def get_message(self, *args: Any) -> Any:
+        found = await super().get_message(*args)
+        return found and {**found, "content": cut_text(found["content"], MIB)}
+
+
 @caught_by("FM-AMT-006")
 class CutsContentAt32Megabytes(_ChangesContent):
     def change(self, content: Any) -> Any:

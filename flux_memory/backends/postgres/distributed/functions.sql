@@ -1,8 +1,8 @@
 -- The writes of one session, each as a function that runs on the server which holds the session.
 --
 -- {schema} is the schema of the tables. Each function locks the session's row before it reads anything else, and each of
--- its statements sees what is committed when it begins. Every statement names the session, so that none leaves the server.
--- An INSERT in a CTE, or one with a SELECT, would be planned for all servers.
+-- its statements sees what is committed when it begins. Every statement names the session, so that none leaves the server;
+-- an INSERT in a CTE would be planned for all servers.
 --
 -- A release that changes a function gives it a new name: processes of both releases may run side by side. The last
 -- parameter of a change is ' SKIP LOCKED', or empty where the call waits for the session's row.
@@ -55,13 +55,12 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
     number bigint;
-    last bigint;
+    added bigint;
     owner text;
     changed_at timestamp;
     stored_ids text[];
     differing jsonb;
     foreign_calls int[];
-    item record;
 BEGIN
     IF p_lock = '' THEN
         SELECT message_count, coalesce(user_id, ''), greatest(updated_at, now_utc) INTO number, owner, changed_at
@@ -102,21 +101,22 @@ BEGIN
             ORDER BY given.call, given.position
         ) AS wrong;
     END IF;
-    last := number;
-    FOR item IN
-        SELECT given.*
-        FROM unnest(p_calls::int[], p_ids::text[], p_roles::text[], p_contents::text[], p_metadatas::text[])
-            WITH ORDINALITY AS given (call, id, role, content, metadata, position)
-        WHERE given.id <> ALL (stored_ids) AND NOT differing ? given.call::text AND given.call <> ALL (foreign_calls)
-        ORDER BY given.position
-    LOOP
-        last := last + 1;
-        INSERT INTO {schema}.messages (session_id, id, seq, role, content, metadata, created_at)
-        VALUES (p_session, item.id, last, item.role, item.content, item.metadata::jsonb, changed_at);
-    END LOOP;
-    IF last > number THEN
+    INSERT INTO {schema}.messages (session_id, id, seq, role, content, metadata, created_at)
+    SELECT
+        p_session,
+        given.id,
+        number + row_number() OVER (ORDER BY given.position),
+        given.role,
+        given.content,
+        given.metadata::jsonb,
+        changed_at
+    FROM unnest(p_calls::int[], p_ids::text[], p_roles::text[], p_contents::text[], p_metadatas::text[])
+        WITH ORDINALITY AS given (call, id, role, content, metadata, position)
+    WHERE given.id <> ALL (stored_ids) AND NOT differing ? given.call::text AND given.call <> ALL (foreign_calls);
+    GET DIAGNOSTICS added = ROW_COUNT;
+    IF added > 0 THEN
         UPDATE {schema}.sessions
-        SET message_count = last, updated_at = changed_at, revision = p_revision::uuid
+        SET message_count = number + added, updated_at = changed_at, revision = p_revision::uuid
         WHERE id = p_session;
     END IF;
     RETURN QUERY SELECT TRUE, FALSE, jsonb_build_array(to_jsonb(foreign_calls), differing)::text;
@@ -147,7 +147,6 @@ CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_create_with_messages(
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
-    item record;
 BEGIN
     INSERT INTO {schema}.sessions (id, user_id, created_at, updated_at, message_count, revision)
     VALUES (p_session, p_user, now_utc, now_utc, cardinality(p_ids::text[]), p_revision::uuid)
@@ -156,14 +155,10 @@ BEGIN
         RETURN;
     END IF;
     INSERT INTO {schema}.session_details (session_id, title, metadata) VALUES (p_session, '', '{}');
-    FOR item IN
-        SELECT given.*
-        FROM unnest(p_ids::text[], p_roles::text[], p_contents::text[], p_metadatas::text[])
-            WITH ORDINALITY AS given (id, role, content, metadata, position)
-    LOOP
-        INSERT INTO {schema}.messages (session_id, id, seq, role, content, metadata, created_at)
-        VALUES (p_session, item.id, item.position, item.role, item.content, item.metadata::jsonb, now_utc);
-    END LOOP;
+    INSERT INTO {schema}.messages (session_id, id, seq, role, content, metadata, created_at)
+    SELECT p_session, given.id, given.position, given.role, given.content, given.metadata::jsonb, now_utc
+    FROM unnest(p_ids::text[], p_roles::text[], p_contents::text[], p_metadatas::text[])
+        WITH ORDINALITY AS given (id, role, content, metadata, position);
     RETURN NEXT TRUE;
 END
 $function$;
@@ -268,6 +263,7 @@ DECLARE
     taken_id text;
     stored_ids text[] := '{}';
     removed bigint := 0;
+    added bigint;
     last bigint;
     changed_at timestamp;
     verdict text;
@@ -353,17 +349,22 @@ BEGIN
             VALUES (p_session, coalesce(p_title, old_title), coalesce(new_metadata, old_metadata))
             ON CONFLICT (session_id) DO UPDATE SET title = excluded.title, metadata = excluded.metadata;
         END IF;
-        FOR item IN
-            SELECT given.*
+        IF p_ids <> '{}' THEN
+            INSERT INTO {schema}.messages (session_id, id, seq, role, content, metadata, created_at)
+            SELECT
+                p_session,
+                given.id,
+                last + row_number() OVER (ORDER BY given.position),
+                given.role,
+                given.content,
+                given.metadata::jsonb,
+                changed_at
             FROM unnest(p_ids::text[], p_roles::text[], p_contents::text[], p_metadatas::text[])
                 WITH ORDINALITY AS given (id, role, content, metadata, position)
-            WHERE given.id <> ALL (stored_ids)
-            ORDER BY given.position
-        LOOP
-            last := last + 1;
-            INSERT INTO {schema}.messages (session_id, id, seq, role, content, metadata, created_at)
-            VALUES (p_session, item.id, last, item.role, item.content, item.metadata::jsonb, changed_at);
-        END LOOP;
+            WHERE given.id <> ALL (stored_ids);
+            GET DIAGNOSTICS added = ROW_COUNT;
+            last := last + added;
+        END IF;
         UPDATE {schema}.sessions
         SET message_count = last, updated_at = changed_at, revision = p_revision::uuid
         WHERE id = p_session;
@@ -450,7 +451,6 @@ DECLARE
     taken_by uuid;
     last bigint := 9223372036854775807;
     newest bigint := 0;
-    item record;
 BEGIN
     SELECT user_id, updated_at INTO original FROM {schema}.sessions WHERE id = p_original FOR SHARE;
     IF NOT FOUND THEN

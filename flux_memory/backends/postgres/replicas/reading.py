@@ -32,13 +32,15 @@ _REPLICA_SHARE: Final = 0.5
 _SAMPLE_SHARE: Final = 0.5
 """Share of the largest lag after which a read begins a new sample, so that the next reads need not wait for it."""
 
-# Of a read without rows, one row with NULL arrives. A join without a condition keeps the order of its only input.
+# The position is negative on a primary. Of a read without rows, one row with NULL arrives. A join without a condition
+# keeps the order of its only input.
 WITH_POSITION: Final = """
-SELECT place.*, answer.*
+SELECT place.position, answer.*
 FROM (
-    SELECT
-        pg_catalog.pg_is_in_recovery(),
-        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE {flushed} END
+    SELECT CASE
+        WHEN pg_catalog.pg_is_in_recovery() THEN (pg_catalog.pg_last_wal_replay_lsn() - '0/0')::bigint
+        ELSE ('0/0' - {flushed})::bigint
+    END AS position
     OFFSET 0
 ) AS place
 LEFT JOIN LATERAL ({read}) AS answer ON TRUE
@@ -151,8 +153,8 @@ class ReplicaReads:
         rows: list[Any] = (
             await self._executor.run(state, methodcaller("fetch", located, *values)) if found is None else found
         )
-        _, position, first, *_ = rows[0]
-        self._bookmarks.note_read(session_id, position or 0)
+        position, first, *_ = rows[0]
+        self._bookmarks.note_read(session_id, abs(position or 0))
         return [] if first is None else _Answer(rows)
 
     async def close(self, seconds: float) -> None:
@@ -235,7 +237,7 @@ class _Answer(Sequence[Any]):
     def __getitem__(self, at: slice) -> list[tuple[Any, ...]]: ...
 
     def __getitem__(self, at: int | slice) -> tuple[Any, ...] | list[tuple[Any, ...]]:
-        return [row[2:] for row in self._rows[at]] if isinstance(at, slice) else self._rows[at][2:]
+        return [row[1:] for row in self._rows[at]] if isinstance(at, slice) else self._rows[at][1:]
 
 
 @cache

@@ -34,7 +34,11 @@ _MAX_ABSENCE_SECONDS: Final = 5.0
 
 _PROMOTED: Final = "it accepts writes: it was promoted, or never was a replica"
 
-SELECT_REPLAYED: Final = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn()"
+SELECT_REPLAYED: Final = """
+SELECT CASE
+    WHEN pg_catalog.pg_is_in_recovery() THEN (pg_catalog.pg_last_wal_replay_lsn() - '0/0')::bigint ELSE -1
+END
+"""
 # A role without pg_read_all_stats sees no timeline.
 SELECT_REPLICA: Final = (
     f"SELECT pg_catalog.pg_is_in_recovery(), coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0'), {IDENTITY}, "  # noqa: S608 - constants of ours
@@ -107,7 +111,7 @@ class Replica:
 
         Args:
             state: The state of the call.
-            sql: A statement whose rows begin with whether the server is a replica, and its position.
+            sql: A statement whose rows begin with the position of the server, which is negative on a primary.
             values: The values of its parameters.
             position: A position in the primary's log.
         """
@@ -190,7 +194,7 @@ class Replica:
         if (is_new or self.replayed < position) and not await self._catches_up(connection, position):
             return None
         rows: list[Any] = await connection.fetch(sql, *values)
-        self._note(*rows[0][:2])
+        self._note(rows[0][0])
         return rows
 
     async def _catches_up(self, connection: Any, position: int) -> bool:
@@ -198,8 +202,8 @@ class Replica:
         end, pause = time.monotonic() + _CATCH_UP_SECONDS, _FIRST_PAUSE_SECONDS
         while True:
             before = self.replayed
-            is_replica, replayed = (await connection.fetch(SELECT_REPLAYED))[0]
-            self._note(is_replica, replayed)
+            ((replayed,),) = await connection.fetch(SELECT_REPLAYED)
+            self._note(replayed)
             if connection not in self._known and replayed < before:
                 self.leave("it was restarted")
                 return False
@@ -214,8 +218,8 @@ class Replica:
             await asyncio.sleep(pause)
             pause *= 2
 
-    def _note(self, is_replica: bool, replayed: int | None) -> None:
-        if not is_replica or replayed is None:
+    def _note(self, replayed: int | None) -> None:
+        if replayed is None or replayed < 0:
             raise _PromotedError
         self.replayed = max(self.replayed, replayed)
 

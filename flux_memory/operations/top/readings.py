@@ -69,7 +69,7 @@ class ReplicaLag:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Reading:
     """One reading. Numbers are `None` where the engine, or the rights of the role, give none."""
 
     at: datetime
@@ -110,7 +110,7 @@ class Snapshot:
 class Activity(Protocol):
     """A store that can be read again and again."""
 
-    async def read(self) -> Snapshot:
+    async def read(self) -> Reading:
         """Read the activity.
 
         Raises:
@@ -123,13 +123,13 @@ class Activity(Protocol):
         ...
 
 
-def with_pace(snapshot: Snapshot, earlier: Snapshot | None) -> Snapshot:
+def with_pace(reading: Reading, earlier: Reading | None) -> Reading:
     """Return a reading with the adds a minute since an earlier one."""
-    if earlier is None or snapshot.inserted is None or earlier.inserted is None:
-        return snapshot
-    seconds = (snapshot.at - earlier.at).total_seconds()
-    added = snapshot.inserted - earlier.inserted
+    if earlier is None or reading.inserted is None or earlier.inserted is None:
+        return reading
+    seconds = (reading.at - earlier.at).total_seconds()
+    added = reading.inserted - earlier.inserted
     # A server that has reset its statistics, and a clock that was set back, give no pace.
     if added < 0 or seconds <= 0:
-        return snapshot
-    return replace(snapshot, adds_per_minute=added * 60 / seconds)
+        return reading
+    return replace(reading, adds_per_minute=added * 60 / seconds)
