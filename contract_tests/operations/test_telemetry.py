@@ -157,6 +157,18 @@ async def test_each_call_is_a_span_and_a_duration(measured: Exported, open_memor
 
 
 @pytest.mark.asyncio
+async def test_feedback_has_names_of_its_own(measured: Exported, open_memory: Callable[[], Own]) -> None:
+    """`memory.feedback` has methods such as `get`, whose name alone would say nothing."""
+    async with open_memory() as memory:
+        entry = await memory.feedback.add("one", 1, comment=SECRET)
+        await memory.feedback.get()
+        await memory.feedback.stats()
+        await memory.feedback.delete(entry)
+    assert [span.name for span in measured.spans] == [f"feedback.{name}" for name in ("add", "get", "stats", "delete")]
+    assert SECRET not in measured.everything()
+
+
+@pytest.mark.asyncio
 async def test_nothing_of_the_contents_is_exported(measured: Exported, open_memory: Callable[[], Own]) -> None:
     """Spans and metrics leave the machine: no content, id, user, metadata or password may be in them."""
     async with open_memory() as memory:
@@ -202,9 +214,9 @@ async def _is_waiting(memory: Own) -> bool:
 
 
 @pytest.mark.asyncio
-async def test_retries_reconnects_and_batches_are_counted(measured: Exported, flux_memory_postgres_dsn: str) -> None:
+async def test_retries_reconnects_and_batches_are_counted(measured: Exported, flux_empty_database: str) -> None:
     """The counters name why: a deadlock, a refused connection. Adds that share a statement are one batch."""
-    dsn = flux_memory_postgres_dsn
+    dsn = flux_empty_database
     async with PostgresConversationMemory(dsn) as memory:
         session = await memory.create_session()
         await execute(

@@ -48,9 +48,10 @@ def on_any_loop(
     """Make a method of a handle callable from any event loop, until the handle is closed.
 
     The first call makes its loop the handle's home. A call from another loop, or after the home has ended, runs on a
-    twin of the handle, whose home is the loop of a thread of its own.
+    twin of the handle, whose home is the loop of a thread of its own. Observers see the name of the method, or the
+    keyword argument `operation` of a method that runs calls of several names.
     """
-    operation = method.__name__.lstrip("_")
+    own_name = method.__name__.lstrip("_")
 
     @wraps(method)
     async def call(self: Handle, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -59,7 +60,7 @@ def on_any_loop(
         if life.is_home():
             if (observer := life.observers.active) is None:
                 return await method(self, *args, **kwargs)
-            with observer.call(operation, life.observers):
+            with observer.call(str(kwargs.get("operation", own_name)), life.observers):
                 return await method(self, *args, **kwargs)
         return await life.visit(lambda twin: call(twin, *args, **kwargs))
 

@@ -112,8 +112,8 @@ class Access(NamedTuple):
     """Seconds of a call outside any `deadline()`."""
 
 
-Run = Callable[[Callable[[Access], Awaitable[Any]]], Awaitable[Any]]
-"""Runs a call on the handle's home loop, or on that of its twin."""
+Run = Callable[..., Awaitable[Any]]
+"""Runs a call with an `Access`, on the handle's home loop or its twin's; observers see the keyword `operation`."""
 
 
 class PostgresFeedback(Feedback):
@@ -153,7 +153,7 @@ class PostgresFeedback(Feedback):
             metadata=metadata,
             feedback_id=feedback_id,
         )
-        return str(await self._run(call))
+        return str(await self._run(call, operation="feedback.add"))
 
     async def get(
         self,
@@ -172,7 +172,7 @@ class PostgresFeedback(Feedback):
             rows = await access.rows(SELECT_FEEDBACK.format(where=where), *page, *criteria.values())
             return await build_off_loop(partial(records.build_feedback, rows))
 
-        found: list[FeedbackEntry] = await self._run(call)
+        found: list[FeedbackEntry] = await self._run(call, operation="feedback.get")
         return found
 
     async def stats(self, *, since: datetime | None = None) -> FeedbackStats:
@@ -180,7 +180,7 @@ class PostgresFeedback(Feedback):
             moment = _BEFORE_ALL if since is None else records.check_moment("since", since)
             return records.build_stats(await access.rows(SELECT_STATS, moment))
 
-        found: FeedbackStats = await self._run(call)
+        found: FeedbackStats = await self._run(call, operation="feedback.stats")
         return found
 
     async def delete(self, feedback_id: str) -> None:
@@ -192,7 +192,7 @@ class PostgresFeedback(Feedback):
                 )
             )
 
-        await self._run(call)
+        await self._run(call, operation="feedback.delete")
 
     async def add_dated(self, entries: Sequence[DatedFeedback]) -> list[Stored]:
         """Add entries with their own times, all in one transaction, and return what became of each."""
@@ -203,7 +203,7 @@ class PostgresFeedback(Feedback):
             )
             return outcomes
 
-        outcomes: list[Stored] = await self._run(call)
+        outcomes: list[Stored] = await self._run(call, operation="feedback.add_dated")
         return outcomes
 
     async def read_on(self, after: tuple[str, str], limit: int) -> list[FeedbackEntry]:
@@ -214,7 +214,7 @@ class PostgresFeedback(Feedback):
             rows = await access.rows(SELECT_FOLLOWING, moment or _BEFORE_ALL, id_, limit)
             return await build_off_loop(partial(records.build_feedback, rows))
 
-        found: list[FeedbackEntry] = await self._run(call)
+        found: list[FeedbackEntry] = await self._run(call, operation="feedback.read_on")
         return found
 
 

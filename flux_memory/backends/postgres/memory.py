@@ -49,7 +49,7 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         return PostgresFeedback(self._run_here)
 
     @on_any_loop
-    async def _run_here(self, call: Callable[[Access], Awaitable[Result]]) -> Result:
+    async def _run_here(self, call: Callable[[Access], Awaitable[Result]], *, operation: str) -> Result:
         return await call(Access(self._rows, self._write, self._long, self.timeout))
 
     @on_any_loop

@@ -72,8 +72,8 @@ class Access(NamedTuple):
     """Seconds of a call outside any `deadline()`."""
 
 
-Run = Callable[[Callable[[Access], Awaitable[Any]]], Awaitable[Any]]
-"""Runs a call on the handle's home loop, or on that of its twin."""
+Run = Callable[..., Awaitable[Any]]
+"""Runs a call with an `Access`, on the handle's home loop or its twin's; observers see the keyword `operation`."""
 
 
 class SQLiteFeedback(Feedback):
@@ -113,7 +113,7 @@ class SQLiteFeedback(Feedback):
             metadata=metadata,
             feedback_id=feedback_id,
         )
-        return str(await self._run(call))
+        return str(await self._run(call, operation="feedback.add"))
 
     async def get(
         self,
@@ -130,7 +130,7 @@ class SQLiteFeedback(Feedback):
             rows = await access.read(partial(select_entries, criteria, page))
             return await build_off_loop(partial(records.build_feedback, rows))
 
-        found: list[FeedbackEntry] = await self._run(call)
+        found: list[FeedbackEntry] = await self._run(call, operation="feedback.get")
         return found
 
     async def stats(self, *, since: datetime | None = None) -> FeedbackStats:
@@ -138,14 +138,14 @@ class SQLiteFeedback(Feedback):
             moment = "" if since is None else records.check_moment("since", since)
             return records.build_stats(await access.read(partial(fetch, SELECT_STATS, (moment,))))
 
-        found: FeedbackStats = await self._run(call)
+        found: FeedbackStats = await self._run(call, operation="feedback.stats")
         return found
 
     async def delete(self, feedback_id: str) -> None:
         async def call(access: Access) -> None:
             await access.write(partial(delete_entry, records.check_lookup("feedback_id", feedback_id)), None)
 
-        await self._run(call)
+        await self._run(call, operation="feedback.delete")
 
     async def add_dated(self, entries: Sequence[DatedFeedback]) -> list[Stored]:
         """Add entries with their own times, all in one transaction, and return what became of each."""
@@ -154,7 +154,7 @@ class SQLiteFeedback(Feedback):
             outcomes: list[Stored] = await access.write(partial(add_entries, entries), None)
             return outcomes
 
-        outcomes: list[Stored] = await self._run(call)
+        outcomes: list[Stored] = await self._run(call, operation="feedback.add_dated")
         return outcomes
 
     async def read_on(self, after: tuple[str, str], limit: int) -> list[FeedbackEntry]:
@@ -164,7 +164,7 @@ class SQLiteFeedback(Feedback):
             rows = await access.read(partial(fetch, SELECT_FOLLOWING, (*after, limit)))
             return await build_off_loop(partial(records.build_feedback, rows))
 
-        found: list[FeedbackEntry] = await self._run(call)
+        found: list[FeedbackEntry] = await self._run(call, operation="feedback.read_on")
         return found
 
 

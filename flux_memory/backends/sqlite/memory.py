@@ -51,7 +51,7 @@ class ConversationMemory(SQLiteHandle, Memory):
         return SQLiteFeedback(self._run_here)
 
     @on_any_loop
-    async def _run_here(self, call: Callable[[Access], Awaitable[Result]]) -> Result:
+    async def _run_here(self, call: Callable[[Access], Awaitable[Result]], *, operation: str) -> Result:
         return await call(Access(self._read, self._write, self._long, self.timeout))
 
     @on_any_loop

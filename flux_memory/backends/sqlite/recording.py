@@ -23,7 +23,8 @@ class RecordingConnection(sqlite3.Connection):
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """Run a statement for each of the parameters."""
         rows = list(parameters)
-        self._note(sql, rows[0] if rows else ())
+        if rows:
+            self._note(sql, rows[0])
         return super().executemany(sql, rows)
 
     def _note(self, sql: str, parameters: Any) -> None:
