@@ -11,6 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, connect
+from flux_memory.backends.postgres.distributed.finding import SELECT_DISTRIBUTION
 from flux_memory.backends.postgres.errors import not_connected, translate_errors
 from flux_memory.backends.postgres.preparing import check_encoding
 from flux_memory.dsn import SecretText, parse_dsn
@@ -187,6 +188,11 @@ async def inspect_target(connection: Any, *, for_reading: bool = False, replaces
 async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Target:
     # First: until then, pg_catalog may not be the first schema that is searched.
     state = await schema.inspect(connection, WITH_RECORD, for_reading=for_reading)
+    if state.has_citus and await connection.fetch(SELECT_DISTRIBUTION):
+        raise SchemaError(
+            "the tables are distributed over a Citus cluster, and a migration reads and writes tables of one server; "
+            "undistribute them with the statements that flux-memory distribute prints, migrate, then distribute again"
+        )
     await check_encoding(connection)
     version = await connection.fetchval(SELECT_VERSION)
     can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)

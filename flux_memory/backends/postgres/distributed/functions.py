@@ -49,7 +49,7 @@ class Function(NamedTuple):
 @cache
 def functions() -> dict[str, Function]:
     """Return the functions by their name without the prefix."""
-    text = _COMMENT.sub("", files("flux_memory.backends.postgres.distributed").joinpath("functions.sql").read_text(encoding="utf-8"))
+    text = _COMMENT.sub("", files(__name__.rpartition(".")[0]).joinpath("functions.sql").read_text(encoding="utf-8"))
     found = {}
     for match in _FUNCTION.finditer(text):
         types = tuple(parameter.split()[1] for parameter in match["parameters"].split(","))

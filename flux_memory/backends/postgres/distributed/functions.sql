@@ -54,6 +54,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
 #variable_conflict use_column
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
+    -- Not in a statement, which would read the text for each row.
+    ids CONSTANT text[] := p_ids::text[];
     number bigint;
     added bigint;
     owner text;
@@ -86,7 +88,7 @@ BEGIN
     )
     INTO stored_ids, differing
     FROM {schema}.messages
-    WHERE session_id = p_session AND id = ANY (p_ids::text[]);
+    WHERE session_id = p_session AND id = ANY (ids);
     IF cardinality(stored_ids) = 0 THEN
         differing := '{}';
     ELSE
@@ -255,6 +257,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
 #variable_conflict use_column
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
+    ids CONSTANT text[] := p_ids::text[];
     current record;
     old_title text;
     old_metadata jsonb;
@@ -294,7 +297,7 @@ BEGIN
     FOR found_row IN
         SELECT messages.id, messages.role, messages.content, messages.metadata
         FROM {schema}.messages
-        WHERE session_id = p_session AND id = ANY (p_ids::text[]) AND seq < coalesce(cut, 9223372036854775807)
+        WHERE session_id = p_session AND id = ANY (ids) AND seq < coalesce(cut, 9223372036854775807)
     LOOP
         stored_ids := stored_ids || found_row.id::text;
     END LOOP;
