@@ -9,6 +9,35 @@ from flux_memory.backends.postgres.locking import Change
 from flux_memory.backends.postgres.lookup import FIND_MESSAGE
 from flux_memory.records import SessionUpdate
 
+IS_EXPECTED: Final = """\
+    WHERE id::text = $1
+        AND revision::text = $3
+        AND user_id IS NOT NULL
+        AND pg_catalog.date_part('year', created_at) BETWEEN 1 AND 9999
+        AND pg_catalog.date_part('year', updated_at) BETWEEN 1 AND 9999
+        AND NOT EXISTS (SELECT 1 FROM details WHERE pg_catalog.jsonb_typeof(metadata) <> 'object')
+"""
+"""The condition that the session has the expected revision, and that its row can be read."""
+ANSWER: Final = """\
+SELECT
+    CASE
+        WHEN id IS NOT NULL THEN 'done'
+        WHEN (SELECT revision::text FROM sessions WHERE id::text = $1) NOT IN ($2, $3) THEN 'conflict'
+        ELSE 'stale'
+    END,
+    NULL,
+    id,
+    user_id,
+    coalesce(title, ''),
+    rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
+    rtrim(to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
+    coalesce(metadata, '{}')::text,
+    $2,
+    message_count
+FROM (SELECT 1) AS answer
+LEFT JOIN changed ON TRUE
+LEFT JOIN details ON TRUE
+"""
 # The UPDATE compares the newest version of the session's row, after a wait for its lock. Each change gives a new
 # revision, so an equal one also says that the snapshot of the messages is the newest. 'stale' leaves the rare cases to
 # the general statement: damaged rows, messages that are stored already, changes during the wait.
@@ -25,13 +54,7 @@ WITH item AS (
     SET message_count = message_count + (SELECT count(*) FROM item),
         updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $2::text::uuid
-    WHERE id::text = $1
-        AND revision::text = $3
-        AND user_id IS NOT NULL
-        AND pg_catalog.date_part('year', created_at) BETWEEN 1 AND 9999
-        AND pg_catalog.date_part('year', updated_at) BETWEEN 1 AND 9999
-        AND NOT EXISTS (SELECT 1 FROM details WHERE pg_catalog.jsonb_typeof(metadata) <> 'object')
-        AND NOT EXISTS (
+{IS_EXPECTED}        AND NOT EXISTS (
             SELECT 1
             FROM item
             JOIN LATERAL {FIND_MESSAGE.format(session="$1", id="item.id")} ON found.id::text = item.id
@@ -51,25 +74,7 @@ WITH item AS (
     CROSS JOIN changed
     RETURNING TRUE
 )
-SELECT
-    CASE
-        WHEN id IS NOT NULL THEN 'done'
-        WHEN (SELECT revision::text FROM sessions WHERE id::text = $1) NOT IN ($2, $3) THEN 'conflict'
-        ELSE 'stale'
-    END,
-    NULL,
-    id,
-    user_id,
-    coalesce(title, ''),
-    rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
-    rtrim(to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
-    coalesce(metadata, '{{}}')::text,
-    $2,
-    message_count
-FROM (SELECT 1) AS answer
-LEFT JOIN changed ON TRUE
-LEFT JOIN details ON TRUE
-"""  # noqa: S608 - constants of ours
+{ANSWER}"""  # noqa: S608 - constants of ours
 
 # The same for one message: without arrays it costs a third less.
 APPEND_MESSAGE: Final = f"""
@@ -80,13 +85,11 @@ WITH details AS (
     SET message_count = message_count + 1,
         updated_at = greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC'),
         revision = $2::text::uuid
-    WHERE id::text = $1
-        AND revision::text = $3
-        AND user_id IS NOT NULL
-        AND pg_catalog.date_part('year', created_at) BETWEEN 1 AND 9999
-        AND pg_catalog.date_part('year', updated_at) BETWEEN 1 AND 9999
-        AND NOT EXISTS (SELECT 1 FROM details WHERE pg_catalog.jsonb_typeof(metadata) <> 'object')
-        AND NOT EXISTS (SELECT 1 FROM {FIND_MESSAGE.format(session="$1", id="$4")} WHERE found.id::text = $4)
+{IS_EXPECTED}        AND NOT EXISTS (
+            SELECT 1
+            FROM {FIND_MESSAGE.format(session="$1", id="$4")}
+            WHERE found.id::text = $4
+        )
     RETURNING id, user_id, created_at, updated_at, message_count
 ), added AS (
     INSERT INTO messages (session_id, id, seq, role, content, metadata, created_at)
@@ -94,25 +97,7 @@ WITH details AS (
     FROM changed
     RETURNING TRUE
 )
-SELECT
-    CASE
-        WHEN id IS NOT NULL THEN 'done'
-        WHEN (SELECT revision::text FROM sessions WHERE id::text = $1) NOT IN ($2, $3) THEN 'conflict'
-        ELSE 'stale'
-    END,
-    NULL,
-    id,
-    user_id,
-    coalesce(title, ''),
-    rtrim(to_char(created_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
-    rtrim(to_char(updated_at, 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"AD'), 'AD'),
-    coalesce(metadata, '{{}}')::text,
-    $2,
-    message_count
-FROM (SELECT 1) AS answer
-LEFT JOIN changed ON TRUE
-LEFT JOIN details ON TRUE
-"""  # noqa: S608 - constants of ours
+{ANSWER}"""  # noqa: S608 - constants of ours
 
 
 def is_conditional_append(update: SessionUpdate) -> bool:
