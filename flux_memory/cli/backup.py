@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flux_memory.cli.backup_schedule import schedule
-from flux_memory.cli.failure import causes, show_failure
+from flux_memory.cli.failure import show_failure
 from flux_memory.cli.interrupting import interruptible, keeping_handlers
 from flux_memory.cli.named_store import NamedStore, name_store
 from flux_memory.cli.store import store_options
@@ -75,11 +75,7 @@ def backup(
     try:
         report = _run(_plan(directory, name_store(sqlite_path, postgres_dsn), options), quiet=quiet or as_json)
     except FluxMemoryError as error:
-        if as_json:
-            failure = {"ok": False, "error": type(error).__name__, "message": str(error), "causes": causes(error)}
-            click.echo(printable(json.dumps(failure)))
-        else:
-            show_failure(error)
+        show_failure(error, as_json=as_json)
         sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(_INTERRUPTED, err=True)

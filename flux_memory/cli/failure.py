@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
@@ -12,8 +13,12 @@ from flux_memory.records.printing import printable
 _ONE: Final = re.compile(r"\b(?<![.,])1 (session|message|row)s\b")
 
 
-def show_failure(error: BaseException) -> None:
-    """Print an error, and below it the words of each cause that its own do not have."""
+def show_failure(error: BaseException, *, as_json: bool = False) -> None:
+    """Print an error, and below it the words of each cause that its own do not have; or both as one JSON object."""
+    if as_json:
+        failure = {"ok": False, "error": type(error).__name__, "message": str(error), "causes": causes(error)}
+        click.echo(printable(json.dumps(failure)))
+        return
     click.echo(printable(in_number(f"FAILED  {error}")), err=True)
     for cause in causes(error):
         click.echo(printable(f"        cause: {cause}"), err=True)
