@@ -13,6 +13,7 @@ import flux_memory.backends.postgres
 import flux_memory.health
 import flux_memory.schema.postgres
 import flux_memory.transfer.target
+from flux_memory.backends.postgres.distributed.functions import functions
 from flux_memory.backends.postgres.queries import select_count, select_page
 
 TABLES: Final = r"(?:sessions|session_details|messages|flux_memory_\w+)"
@@ -24,7 +25,7 @@ TEXT: Final = re.compile(r"'(?:[^']|'')*'|--[^\n]*")
 SET_LIST: Final = re.compile(r"\bSET\b(?! LOCAL| CONSTRAINTS)")
 END_OF_SET_LIST: Final = re.compile(r"\b(?:FROM|WHERE|RETURNING)\b")
 ROW_LOCK: Final = re.compile(r"\bFOR (?:NO KEY UPDATE|UPDATE|KEY SHARE|SHARE)\b")
-ONE_SESSION: Final = re.compile(r"\b(?:id|session_id)(?:::text)? = (?:\$1|p_session)(?!\d)")
+ONE_SESSION: Final = re.compile(r"\b(?:id|session_id)(?:::text)? = (?:\$1|p_session|p_original)(?!\d)")
 MAX_LIMIT: Final = 2**62 - 1
 
 Broken = Callable[[str], bool]
@@ -139,6 +140,11 @@ def library_statements() -> dict[str, str]:
             for number, text in enumerate(_texts(value)):
                 if SQL.search(text):
                     found[f"{module.__name__.removeprefix('flux_memory.')}.{name}{f'.{number}' * (number > 0)}"] = text
+    for name, function in functions().items():
+        # The body: its declarations are no statements.
+        for number, sql in enumerate(function.sql.partition("\nBEGIN\n")[2].split(";")):
+            if SQL.search(sql):
+                found[f"{name}.{number}"] = sql
     for user in (None, "ann"):
         for part in (None, '{"lang": "ko"}'):
             found[f"select_count({user}, {part})"] = select_count(user, part)[0]
