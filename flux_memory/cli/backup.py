@@ -126,8 +126,8 @@ def _show(report: BackupReport, display: Display) -> None:
         display.say(f"Ready: {manifest.describe()} of {report.source}. Run again without --dry-run to back it up.")
     elif manifest.verified:
         display.say(
-            "Proven identical: the backup was restored into a throwaway store, which has the same sessions and "
-            "messages, in order, with their content."
+            "Proven identical: the backup was restored into a throwaway store, which has the same sessions, "
+            "messages in order, and feedback."
         )
     else:
         display.say("Not proven: --no-verify skipped the trial restore. Run flux-memory restore --dry-run to read it.")

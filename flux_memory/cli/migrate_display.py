@@ -25,7 +25,7 @@ from flux_memory.records.printing import printable, shell_quoted
 from flux_memory.transfer import Report, Status
 
 _CLOSING: Final = {
-    Status.IDENTICAL: "Proven identical: both sides have the same sessions and messages, in order, with their content.",
+    Status.IDENTICAL: "Proven identical: both sides have the same sessions, messages in order, and feedback.",
     Status.CONTAINED: (
         "Proven: every session and message of the file is in PostgreSQL, in order, with its content. PostgreSQL has "
         "more, as shown above; it was left as it is."
