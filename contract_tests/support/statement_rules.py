@@ -140,17 +140,24 @@ def library_statements() -> dict[str, str]:
             for number, text in enumerate(_texts(value)):
                 if SQL.search(text):
                     found[f"{module.__name__.removeprefix('flux_memory.')}.{name}{f'.{number}' * (number > 0)}"] = text
-    for name, function in functions().items():
-        # The body: its declarations are no statements.
-        for number, sql in enumerate(function.sql.partition("\nBEGIN\n")[2].split(";")):
-            if SQL.search(sql):
-                found[f"{name}.{number}"] = sql
+    found |= _function_statements()
     for user in (None, "ann"):
         for part in (None, '{"lang": "ko"}'):
             found[f"select_count({user}, {part})"] = select_count(user, part)[0]
             for before in (None, ("2026-01-01", "one")):
                 sql, _ = select_page(1, 1, user=user, part=part, before=before)
                 found[f"select_page({user}, {part}, {before})"] = sql
+    return found
+
+
+def _function_statements() -> dict[str, str]:
+    """Return the statements of the functions that write to a cluster."""
+    found = {}
+    for name, function in functions().items():
+        # The body: its declarations are no statements.
+        for number, sql in enumerate(function.sql.partition("\nBEGIN\n")[2].split(";")):
+            if SQL.search(sql):
+                found[f"{name}.{number}"] = sql
     return found
 
 

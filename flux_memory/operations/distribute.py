@@ -26,6 +26,7 @@ SELECT
     pg_catalog.version(),
     (SELECT extversion FROM pg_extension WHERE extname = 'citus')
 """
+LOCK_RUNS: Final = "SELECT pg_advisory_lock(hashtextextended('flux_memory_distribute', 0::bigint))"
 SELECT_NODES: Final = """
 SELECT
     citus_is_coordinator(),
@@ -142,6 +143,8 @@ async def distribute(dsn: str, *, dry_run: bool = False, notify: Callable[[str],
         await _refuse_without_cluster(connection)
         if not dry_run:
             await schema.bring_up_to_date(connection)
+            # Held until the connection ends: another run waits, and then finds the tables distributed.
+            await connection.fetch(LOCK_RUNS)
         plan = await _plan(connection)
         if dry_run:
             return plan

@@ -59,7 +59,7 @@ async def find_path(connection: Any) -> WritePath:
             if exists:
                 raise SchemaError(
                     f"the role may not execute {signature}, which writes to the distributed tables; run GRANT EXECUTE "
-                    f"ON FUNCTION {signature} TO the role, or flux-memory distribute as the owner of the tables"
+                    f"ON FUNCTION {signature} TO that role, or flux-memory distribute as the owner of the tables"
                 )
             raise SchemaError(
                 f"the table 'sessions' is distributed, and its owner does not have the function {signature}, which "
