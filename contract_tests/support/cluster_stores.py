@@ -74,6 +74,7 @@ def make_cluster_clock(dsn: str) -> ClockAt:
         now = moment.astimezone(UTC).replace(tzinfo=None)
         before = {row[0]: row[1:] for row in await fetch_rows(dsn, "SELECT id, revision, updated_at FROM sessions")}
         stored = set(await fetch_rows(dsn, "SELECT session_id, id FROM messages"))
+        rated = set(await fetch_rows(dsn, "SELECT id FROM feedback"))
         yield
         async with connect(dsn) as connection:
             for session_id, id_ in await fetch_rows(dsn, "SELECT session_id, id FROM messages"):
@@ -81,6 +82,8 @@ def make_cluster_clock(dsn: str) -> ClockAt:
                     since = before[session_id][1] if session_id in before else now
                     date = "UPDATE messages SET created_at = $3 WHERE session_id = $1 AND id = $2"
                     await connection.execute(date, session_id, id_, max(now, since))
+            for (id_,) in set(await fetch_rows(dsn, "SELECT id FROM feedback")) - rated:
+                await connection.execute("UPDATE feedback SET created_at = $2 WHERE id = $1", id_, now)
             for session_id, revision in await fetch_rows(dsn, "SELECT id, revision FROM sessions"):
                 if session_id not in before:
                     date = "UPDATE sessions SET created_at = $2, updated_at = $2 WHERE id = $1"
