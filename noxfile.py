@@ -110,6 +110,7 @@ def bench(session: nox.Session) -> None:
         session.run("python", "benchmarks/call_costs.py")
         session.run("python", "benchmarks/growth.py")
         session.run("python", "benchmarks/telemetry_cost.py")
+        session.run("python", "benchmarks/replica_reads.py")
 
 
 @nox.session
