@@ -56,7 +56,9 @@ async def change_with_lost_reply(proxy: PostgresProxy, dsn: str, name: str, betw
         async with connect(dsn) as other:
             state = "SELECT json_agg(sessions.revision ORDER BY id)::text FROM sessions"
             before = await other.fetchval(state)
-            proxy.lose_reply_to("bind", containing=b"new" if name == "add that creates" else b"", times=1)
+            # Of several statements, the one that changes the session: it has a value that no other one has.
+            value = {"add that creates": b"new", "deletion of many": b"-infinity"}.get(name, b"")
+            proxy.lose_reply_to("bind", containing=value, times=1)
             if name == "add that creates":
                 # The first statement finds no session; the reply to the second is lost.
                 proxy.lose_reply_to("bind", containing=b"first", times=1)

@@ -75,7 +75,7 @@ async def test_the_server_is_killed_while_the_schema_is_made(own_server: Cluster
             await run_blocking(own_server.restart, signal.SIGKILL)
             await asyncio.gather(*calls)
             assert await handles[0].count_sessions() == 3
-            assert await fetch_rows(own_server.dsn, TABLES) == [(4,)]
+            assert await fetch_rows(own_server.dsn, TABLES) == [(5,)]
             fault.add(acknowledged=3)
         finally:
             for handle in handles:
