@@ -14,6 +14,7 @@ import pytest
 from backup_stores import MakeStore, Store, back_up, fill, seen_files
 from raw_postgres import execute
 from small_disk import fill_disk, mount_small_disk
+from waiting import becomes_true
 
 from flux_memory.errors import FluxMemoryError
 from flux_memory.operations.backup import hidden
@@ -41,6 +42,8 @@ def test_a_killed_backup_leaves_no_backup_and_the_next_one_cleans_up(
         wait_for_hidden_file(backups, process)
         process.kill()
         process.communicate()
+    # A child that it was starting shares its lock for a moment longer.
+    assert becomes_true(lambda: not any(hidden._is_locked(backups / name) for name in seen_files(backups)))
     left = [name for name in seen_files(backups) if not name.startswith(".flux-memory-backup-")]
     assert left == [] or process.returncode == 0
     backup = back_up(store, backups, archive=bool(archive))

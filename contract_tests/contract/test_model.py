@@ -129,7 +129,9 @@ class Doubles(ConversationMemory):
 def test_a_reproduction_is_a_test(tmp_path: Path) -> None:
     """The printed code fails on the broken memory and passes on a correct one."""
     # A finding that is not shortened in time can be one of concurrent calls, which has no assertion.
-    finding = find_with_some_seed(lambda: Doubles(tmp_path / "broken.db"), profile=SHORT, having="    assert ")
+    finding = find_with_some_seed(
+        lambda: Doubles(tmp_path / "broken.db"), profile=replace(QUICK, shrinking=10), having="    assert "
+    )
     names: dict[str, Any] = {}
     exec(compile(finding.code, "reproduction", "exec"), names)
     asyncio.run(names["test_reproduction"](lambda: ConversationMemory(tmp_path / "sound.db")))

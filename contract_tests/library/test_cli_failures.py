@@ -37,7 +37,6 @@ DSN_FAILURES: dict[str, tuple[Callable[[str], str], str]] = {
     "unknown parameter": (lambda dsn: with_parameter(dsn, "no_such=1"), "the server does not know a parameter"),
     "bad sslmode": (lambda dsn: with_parameter(dsn, "sslmode=sometimes"), "sslmode"),
     "unescaped password": (lambda dsn: dsn.replace("@", "/1@"), "write them as %2F"),
-    "empty": (lambda _: "", "set it to postgresql://user:password@host:5432/database"),
 }
 
 
@@ -60,6 +59,14 @@ def test_every_failure_of_postgres_says_what_to_do(case: str, flux_postgres_dsn:
     assert report["ok"] is False
     assert report["error"].endswith("Error")
     assert advice in report["message"]
+
+
+@pytest.mark.parametrize("option", ["--postgres-dsn", "--sqlite-path"])
+def test_an_empty_option_is_wrong_usage(option: str) -> None:
+    """A shell variable that is not set gives one; it must not mean the store of the settings."""
+    result = run_check(option, "")
+    assert result.exit_code == 2
+    assert f"{option} is empty" in result.stderr
 
 
 def test_a_refused_connection_says_what_to_do(flux_postgres_dsn: str) -> None:

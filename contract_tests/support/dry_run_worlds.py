@@ -15,7 +15,7 @@ ALL_RIGHTS: Final = (
     "GRANT SELECT, INSERT, UPDATE ON sessions, session_details, messages, feedback TO {role}",
 )
 OWN_ALL: Final = tuple(
-    f"ALTER TABLE {table} OWNER TO {{role}}" for table in ("sessions", "session_details", "messages")
+    f"ALTER TABLE {table} OWNER TO {{role}}" for table in ("sessions", "session_details", "messages", "feedback")
 )
 SESSION: Final = """
 INSERT INTO sessions (id, created_at, updated_at) VALUES ('one', now(), now());

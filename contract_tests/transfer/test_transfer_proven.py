@@ -98,7 +98,9 @@ def test_rows_hidden_by_a_policy_are_an_error(path: Path, flux_empty_database: s
         async with create_role(dsn, grants=("GRANT ALL ON SCHEMA public TO {role}",)) as own:
             name = own.partition("://")[2].partition(":")[0]
             owned = (statement.format(role=name) for statement in statements)
-            await execute(dsn, f"GRANT SELECT ON flux_memory_schema TO {name}", *owned)
+            await execute(
+                dsn, f"GRANT SELECT ON flux_memory_schema TO {name}", f"ALTER TABLE feedback OWNER TO {name}", *owned
+            )
             try:
                 for work in (
                     migrate_back(own, path.with_name("back.db")),
@@ -108,7 +110,7 @@ def test_rows_hidden_by_a_policy_are_an_error(path: Path, flux_empty_database: s
                     with pytest.raises(FluxMemoryError, match="row-level security"):
                         await work
             finally:
-                tables = ("sessions", "session_details", "messages")
+                tables = ("sessions", "session_details", "messages", "feedback")
                 await execute(dsn, *(f"ALTER TABLE {table} OWNER TO CURRENT_USER" for table in tables))
 
     asyncio.run(run())

@@ -26,7 +26,7 @@ _COLD_START_SECONDS: Final = 30.0
 """The deadline of the second call, if nothing refused the first: a store that sleeps may take seconds to start."""
 _PROBE_SECONDS: Final = 10.0
 """Seconds after its deadline at which a call is left to the clauses, which report that it hangs."""
-_METHODS: Final = tuple(name for name in vars(Memory) if not name.startswith("_"))
+_METHODS: Final = tuple(name for name, value in vars(Memory).items() if callable(value) and not name.startswith("_"))
 _EMPTY_STORE: Final = (
     "give each clause an empty store of its own, such as a file in tmp_path, or a schema that the fixture drops after "
     "its yield"

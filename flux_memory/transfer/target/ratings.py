@@ -9,7 +9,7 @@ import asyncpg
 
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.transfer.rows.ratings import FEEDBACK_DIGEST, FeedbackSpool, ValidFeedback, as_json
-from flux_memory.transfer.target.moves import ENTER_SCHEMA
+from flux_memory.transfer.target.moves import ENTER_SCHEMA, LOCK_MIGRATIONS
 from flux_memory.transfer.target.server import write_transaction
 from flux_memory.transfer.target.verify import FEEDBACK_MISSING, Comparison
 
@@ -67,6 +67,7 @@ async def open_feedback_record(connection: Any) -> bool:
 
     Call it in a transaction, once the target has its record of moves.
     """
+    await connection.execute(LOCK_MIGRATIONS)
     if not await connection.fetchval(HAS_RECORD):
         if await connection.fetchval(ENTER_SCHEMA) is None:
             return False
