@@ -24,6 +24,7 @@ from flux_memory import (
     FluxMemoryError,
     Memory,
     MemoryClosedError,
+    OutcomeUnknownError,
     PostgresConversationMemory,
     SessionNotFoundError,
     deadline,
@@ -124,14 +125,18 @@ def test_errors_and_deadlines_cross_over(memory: Memory) -> None:
     async def use() -> None:
         with pytest.raises(SessionNotFoundError, match="session 'missing' does not exist"):
             await memory.add_message("missing", "user", "x")
-        with deadline(1e-6), pytest.raises(BackendUnavailableError):
+        with deadline(1e-6), pytest.raises(BackendUnavailableError) as refusal:
             await memory.add_message(session, "user", "too late")
+        unknown.append(isinstance(refusal.value, OutcomeUnknownError))
         with pytest.raises(TypeError):
             await memory.add_message(session)  # type: ignore[call-arg]  # that is the point
         await memory.add_message(session, "user", "in time")
 
+    unknown: list[bool] = []
     asyncio.run(use())
-    assert contents(memory, session)[-1] == "in time"
+    assert "in time" in contents(memory, session)
+    # On a busy machine the statement may be on its way already.
+    assert unknown == [True] or "too late" not in contents(memory, session)
 
 
 def test_a_batch_is_read_in_the_thread_of_its_caller(memory: Memory) -> None:
