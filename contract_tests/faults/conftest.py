@@ -12,6 +12,7 @@ from fault_report import Fault
 from fault_work import Store
 from postgres_proxy import PostgresProxy
 from raw_postgres import with_application_name
+from replicated_cluster import Replicated, run_replicated
 
 
 @pytest.fixture
@@ -28,6 +29,20 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "sqlite":
         return Store("sqlite", str(tmp_path / "chat.db"), journals)
     return Store("postgres", request.getfixturevalue("flux_memory_postgres_dsn"), journals)
+
+
+@pytest.fixture(scope="module")
+def replicated() -> Iterator[Replicated]:
+    """A primary and two replicas, which every test leaves well."""
+    with run_replicated() as made:
+        yield made
+
+
+@pytest.fixture
+def broken_replicated() -> Iterator[Replicated]:
+    """A primary and two replicas for one test, which breaks them for good."""
+    with run_replicated() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

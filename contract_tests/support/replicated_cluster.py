@@ -89,6 +89,22 @@ async def wait_for_use(memory: PostgresConversationMemory, number: int) -> None:
     await wait_until(uses)
 
 
+async def read_own_writes(memory: PostgresConversationMemory, number: int) -> None:
+    """Add to a session and read it at once; each read shows the add, in the history, the session and the listing."""
+    session = await memory.create_session(user_id="own")
+    for each in range(number):
+        message = await memory.add_message(session, "user", f"{each}")
+        assert (await memory.get_history(session, 1))[0]["id"] == message
+        assert (await memory.get_message(session, message)) is not None
+        found = await memory.get_session(session)
+        assert found is not None
+        assert found["message_count"] == each + 1
+        assert (await memory.get_sessions(1, user_id="own"))[0]["message_count"] == each + 1
+    await memory.delete_session(session)
+    assert await memory.get_session(session) is None
+    assert await memory.count_sessions(user_id="own") == 0
+
+
 class ReplicaCounts:
     """Counts the reads that the replicas of an open handle answer, and those that are left to the primary."""
 
