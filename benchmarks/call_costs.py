@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import sys
 import tempfile
@@ -14,13 +13,13 @@ from typing import Any, Final
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from flux_memory.testkit.servers import Server, start_server
 from harness import call_pairs, machine
 from harness.alternation import MeasuredWork, Pair, measure_cpu, measure_round
 from harness.hot_session import PROCESSES, WRITERS, HotSession
 from harness.markdown import ENGINES, number, table, times
+from harness.publishing import publish
 from harness.ratios import summary
 
 RESULTS: Final = Path(__file__).parent / "results"
@@ -166,17 +165,8 @@ def main(*, quick: bool, rounds: int, seconds: float, seed: int, engine: str | N
         if with_hot and engine != "sqlite":
             status.update("a session with many writers")
             result["hot"] = measure_hot(server, Path(name), rounds, seconds, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "call_costs.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (out / "call_costs.md").write_text(document(result), encoding="utf-8")
-    for title, (head, *rows) in tables(result).items():
-        shown = Table(*head, title=title, title_justify="left")
-        for row in rows:
-            shown.add_row(*row)
-        console.print(shown)
     bad = missed(result)
-    for each in bad:
-        console.print(f"[red]missed: {each}[/red]")
+    publish(out / "call_costs", result, document(result), tables=tables(result), bad=bad)
     sys.exit(bool(bad) and not quick)
 
 

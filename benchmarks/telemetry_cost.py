@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from flux_memory.testkit.servers import start_server
 from harness import machine
 from harness.markdown import ENGINES, number, table, times
+from harness.publishing import publish
 from harness.ratios import summary
 
 BENCHMARKS: Final = Path(__file__).parent
@@ -200,17 +200,8 @@ def main(
                 ]
                 with open_each(each, targets, baseline) as memories:
                     result["engines"][each] = measure(memories, ways, rounds, seconds, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "telemetry_cost.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (out / "telemetry_cost.md").write_text(document(result), encoding="utf-8")
-    for title, (head, *rows) in tables(result).items():
-        shown = Table(*head, title=title, title_justify="left")
-        for row in rows:
-            shown.add_row(*row)
-        console.print(shown)
     bad = missed(result)
-    for each in bad:
-        console.print(f"[red]missed: {each}[/red]")
+    publish(out / "telemetry_cost", result, document(result), tables=tables(result), bad=bad)
     sys.exit(bool(bad) and not quick)
 
 
