@@ -5,25 +5,22 @@ Each statement uses one table, so that feedback can be spread over several machi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from operator import methodcaller
 from typing import Any, Final, NamedTuple
 
 from flux_memory import records
-from flux_memory.backends.deadlines import seconds_for
-from flux_memory.backends.long_calls import LongCalls, build_off_loop
+from flux_memory.backends.checked_feedback import CheckedFeedback
+from flux_memory.backends.long_calls import LongCalls
 from flux_memory.backends.postgres import dated_feedback
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.locking import in_transaction
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.errors import SchemaError
-from flux_memory.feedback import Feedback, FeedbackEntry, FeedbackStats
 from flux_memory.records.limits import MAX_ID_LENGTH
 from flux_memory.records.ratings import DatedFeedback, Stored
-from flux_memory.shapes import Metadata
 
 # The lock keeps the session until the entry is stored: an erasure of its user, which deletes the sessions first, finds
 # the entry. Adds of messages do not wait for it.
@@ -113,113 +110,36 @@ class Access(NamedTuple):
     """Seconds of a call outside any `deadline()`."""
 
 
-Run = Callable[..., Awaitable[Any]]
-"""Runs a call with an `Access`, on the handle's home loop or its twin's; observers see the keyword `operation`."""
+class PostgresFeedback(CheckedFeedback):
+    """The feedback of a `PostgresConversationMemory`."""
 
+    async def _add(self, access: Access, row: records.FeedbackRow, seconds: float) -> None:
+        await access.write(lambda store, state: add_entry(store.executor, state, row), seconds)
 
-class PostgresFeedback(Feedback):
-    """The feedback of a `PostgresConversationMemory`.
+    async def _select(self, access: Access, criteria: Mapping[str, Any], page: tuple[int, int]) -> Sequence[Any]:
+        conditions = [CRITERIA[name].format(number) for number, name in enumerate(criteria, 3)]
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        return await access.rows(SELECT_FEEDBACK.format(where=where), *page, *criteria.values())
 
-    Args:
-        run: Runs a call with the handle's ways to its server.
-    """
+    async def _count(self, access: Access, since: str | None) -> Sequence[Any]:
+        return await access.rows(SELECT_STATS, since or _BEFORE_ALL)
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    async def _delete(self, access: Access, feedback_id: str) -> None:
+        if len(feedback_id) > MAX_ID_LENGTH:
+            # A cluster refuses it; no entry has such an id.
+            return
+        statements, what = (DELETE_ENTRY, SELECT_ENTRY), f"the feedback {feedback_id!r:.80}"
+        await access.write(lambda store, state: _delete_all(store.executor, state, statements, feedback_id, what))
 
-    async def add(
-        self,
-        session_id: str,
-        rating: int,
-        *,
-        message_id: str | None = None,
-        comment: str = "",
-        corrected_answer: str | None = None,
-        metadata: Metadata | None = None,
-        feedback_id: str | None = None,
-    ) -> str:
-        async def call(access: Access) -> str:
-            seconds = seconds_for(access.timeout)
-            row, left = await access.long.check_in_order(session_id, seconds, check)
-            await access.write(lambda store, state: add_entry(store.executor, state, row), left)
-            return row.id
-
-        check = partial(
-            records.check_new_feedback,
-            session_id,
-            rating,
-            message_id=message_id,
-            comment=comment,
-            corrected_answer=corrected_answer,
-            metadata=metadata,
-            feedback_id=feedback_id,
+    async def _add_dated(self, access: Access, entries: Sequence[DatedFeedback]) -> list[Stored]:
+        outcomes: list[Stored] = await access.write(
+            lambda store, state: dated_feedback.add_entries(store.executor, state, entries)
         )
-        return str(await self._run(call, operation="feedback.add"))
-
-    async def get(
-        self,
-        limit: int | None = 50,
-        offset: int = 0,
-        *,
-        session_id: str | None = None,
-        message_id: str | None = None,
-        rating: int | None = None,
-    ) -> list[FeedbackEntry]:
-        async def call(access: Access) -> list[FeedbackEntry]:
-            criteria = records.check_feedback_filter(session_id, message_id, rating)
-            page = (records.check_limit(limit), records.check_count("offset", offset))
-            conditions = [CRITERIA[name].format(number) for number, name in enumerate(criteria, 3)]
-            where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-            rows = await access.rows(SELECT_FEEDBACK.format(where=where), *page, *criteria.values())
-            return await build_off_loop(partial(records.build_feedback, rows))
-
-        found: list[FeedbackEntry] = await self._run(call, operation="feedback.get")
-        return found
-
-    async def stats(self, *, since: datetime | None = None) -> FeedbackStats:
-        async def call(access: Access) -> FeedbackStats:
-            moment = _BEFORE_ALL if since is None else records.check_moment("since", since)
-            return records.build_stats(await access.rows(SELECT_STATS, moment))
-
-        found: FeedbackStats = await self._run(call, operation="feedback.stats")
-        return found
-
-    async def delete(self, feedback_id: str) -> None:
-        async def call(access: Access) -> None:
-            key = records.check_lookup("feedback_id", feedback_id)
-            if len(key) > MAX_ID_LENGTH:
-                # A cluster refuses it; no entry has such an id.
-                return
-            await access.write(
-                lambda store, state: _delete_all(
-                    store.executor, state, (DELETE_ENTRY, SELECT_ENTRY), key, f"the feedback {key!r:.80}"
-                )
-            )
-
-        await self._run(call, operation="feedback.delete")
-
-    async def add_dated(self, entries: Sequence[DatedFeedback]) -> list[Stored]:
-        """Add entries with their own times, all in one transaction, and return what became of each."""
-
-        async def call(access: Access) -> list[Stored]:
-            outcomes: list[Stored] = await access.write(
-                lambda store, state: dated_feedback.add_entries(store.executor, state, entries)
-            )
-            return outcomes
-
-        outcomes: list[Stored] = await self._run(call, operation="feedback.add_dated")
         return outcomes
 
-    async def read_on(self, after: tuple[str, str], limit: int) -> list[FeedbackEntry]:
-        """Return the oldest entries that follow a time and an id, oldest first."""
-
-        async def call(access: Access) -> list[FeedbackEntry]:
-            moment, id_ = after
-            rows = await access.rows(SELECT_FOLLOWING, moment or _BEFORE_ALL, id_, limit)
-            return await build_off_loop(partial(records.build_feedback, rows))
-
-        found: list[FeedbackEntry] = await self._run(call, operation="feedback.read_on")
-        return found
+    async def _select_following(self, access: Access, after: tuple[str, str], limit: int) -> Sequence[Any]:
+        moment, id_ = after
+        return await access.rows(SELECT_FOLLOWING, moment or _BEFORE_ALL, id_, limit)
 
 
 async def add_entry(executor: RetryingExecutor, state: CallState, row: records.FeedbackRow) -> bool:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from flux_memory import records
-from flux_memory.backends.deadlines import seconds_for
-from flux_memory.backends.long_calls import LongCalls, build_off_loop
+from flux_memory.backends.checked_feedback import CheckedFeedback
+from flux_memory.backends.long_calls import LongCalls
 from flux_memory.backends.sqlite.errors import check_changed
 from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.queue import Work
 from flux_memory.errors import ConflictError
-from flux_memory.feedback import Feedback, FeedbackEntry, FeedbackStats
 from flux_memory.records import timestamps
 from flux_memory.records.ratings import DatedFeedback, Stored
-from flux_memory.shapes import Metadata
 
 SELECT_SAME_ID: Final = """
 SELECT session_id, message_id, rating, comment, corrected_answer, metadata FROM feedback WHERE id = ?
@@ -72,100 +69,30 @@ class Access(NamedTuple):
     """Seconds of a call outside any `deadline()`."""
 
 
-Run = Callable[..., Awaitable[Any]]
-"""Runs a call with an `Access`, on the handle's home loop or its twin's; observers see the keyword `operation`."""
+class SQLiteFeedback(CheckedFeedback):
+    """The feedback of a `ConversationMemory`."""
 
+    async def _add(self, access: Access, row: records.FeedbackRow, seconds: float) -> None:
+        await access.write(partial(add_entry, row), seconds)
 
-class SQLiteFeedback(Feedback):
-    """The feedback of a `ConversationMemory`.
+    async def _select(self, access: Access, criteria: Mapping[str, Any], page: tuple[int, int]) -> Sequence[Any]:
+        rows: Sequence[Any] = await access.read(partial(select_entries, criteria, page))
+        return rows
 
-    Args:
-        run: Runs a call with the handle's ways into its file.
-    """
+    async def _count(self, access: Access, since: str | None) -> Sequence[Any]:
+        rows: Sequence[Any] = await access.read(partial(fetch, SELECT_STATS, (since or "",)))
+        return rows
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    async def _delete(self, access: Access, feedback_id: str) -> None:
+        await access.write(partial(delete_entry, feedback_id), None)
 
-    async def add(
-        self,
-        session_id: str,
-        rating: int,
-        *,
-        message_id: str | None = None,
-        comment: str = "",
-        corrected_answer: str | None = None,
-        metadata: Metadata | None = None,
-        feedback_id: str | None = None,
-    ) -> str:
-        async def call(access: Access) -> str:
-            seconds = seconds_for(access.timeout)
-            row, left = await access.long.check_in_order(session_id, seconds, check)
-            await access.write(partial(add_entry, row), left)
-            return row.id
-
-        check = partial(
-            records.check_new_feedback,
-            session_id,
-            rating,
-            message_id=message_id,
-            comment=comment,
-            corrected_answer=corrected_answer,
-            metadata=metadata,
-            feedback_id=feedback_id,
-        )
-        return str(await self._run(call, operation="feedback.add"))
-
-    async def get(
-        self,
-        limit: int | None = 50,
-        offset: int = 0,
-        *,
-        session_id: str | None = None,
-        message_id: str | None = None,
-        rating: int | None = None,
-    ) -> list[FeedbackEntry]:
-        async def call(access: Access) -> list[FeedbackEntry]:
-            criteria = records.check_feedback_filter(session_id, message_id, rating)
-            page = (records.check_limit(limit), records.check_count("offset", offset))
-            rows = await access.read(partial(select_entries, criteria, page))
-            return await build_off_loop(partial(records.build_feedback, rows))
-
-        found: list[FeedbackEntry] = await self._run(call, operation="feedback.get")
-        return found
-
-    async def stats(self, *, since: datetime | None = None) -> FeedbackStats:
-        async def call(access: Access) -> FeedbackStats:
-            moment = "" if since is None else records.check_moment("since", since)
-            return records.build_stats(await access.read(partial(fetch, SELECT_STATS, (moment,))))
-
-        found: FeedbackStats = await self._run(call, operation="feedback.stats")
-        return found
-
-    async def delete(self, feedback_id: str) -> None:
-        async def call(access: Access) -> None:
-            await access.write(partial(delete_entry, records.check_lookup("feedback_id", feedback_id)), None)
-
-        await self._run(call, operation="feedback.delete")
-
-    async def add_dated(self, entries: Sequence[DatedFeedback]) -> list[Stored]:
-        """Add entries with their own times, all in one transaction, and return what became of each."""
-
-        async def call(access: Access) -> list[Stored]:
-            outcomes: list[Stored] = await access.write(partial(add_entries, entries), None)
-            return outcomes
-
-        outcomes: list[Stored] = await self._run(call, operation="feedback.add_dated")
+    async def _add_dated(self, access: Access, entries: Sequence[DatedFeedback]) -> list[Stored]:
+        outcomes: list[Stored] = await access.write(partial(add_entries, entries), None)
         return outcomes
 
-    async def read_on(self, after: tuple[str, str], limit: int) -> list[FeedbackEntry]:
-        """Return the oldest entries that follow a time and an id, oldest first."""
-
-        async def call(access: Access) -> list[FeedbackEntry]:
-            rows = await access.read(partial(fetch, SELECT_FOLLOWING, (*after, limit)))
-            return await build_off_loop(partial(records.build_feedback, rows))
-
-        found: list[FeedbackEntry] = await self._run(call, operation="feedback.read_on")
-        return found
+    async def _select_following(self, access: Access, after: tuple[str, str], limit: int) -> Sequence[Any]:
+        rows: Sequence[Any] = await access.read(partial(fetch, SELECT_FOLLOWING, (*after, limit)))
+        return rows
 
 
 def add_entries(entries: Sequence[DatedFeedback], db: sqlite3.Connection) -> list[Stored]:
