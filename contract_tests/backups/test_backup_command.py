@@ -75,7 +75,7 @@ def test_the_settings_name_the_store(
         (["--sqlite-path", "x", "--user", "", "--archive"], 2, "--user is empty"),
         (["--sqlite-path", "x", "--compression", "gzip"], 2, "--compression needs --archive"),
         (["--sqlite-path", "x", "--name", "a/b"], 1, "cannot begin the names"),
-        (["--sqlite-path", "/nowhere/x.db"], 1, "there is no file"),
+        (["--sqlite-path", "/nowhere/x.db"], 1, "does not exist"),
         (["--sqlite-path", ":memory:"], 2, "in memory"),
         (["--postgres-dsn", "mysql://h/d"], 1, "only PostgreSQL"),
     ],

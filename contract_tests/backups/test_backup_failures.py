@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,8 +27,9 @@ def start_backup(store: Store, directory: Path, *more: str) -> subprocess.Popen[
 
 def wait_for_hidden_file(directory: Path, process: subprocess.Popen[str]) -> None:
     """Wait until the backup has begun to write."""
-    while process.poll() is None and not any(name.startswith(".flux") for name in seen_files(directory)):
-        time.sleep(0.001)
+    assert becomes_true(
+        lambda: process.poll() is not None or any(name.startswith(".flux") for name in seen_files(directory))
+    )
 
 
 @pytest.mark.parametrize("archive", [(), ("--archive",)], ids=["as it is", "archive"])

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_copy_or_a_dump_needs_its_manifest(store: Store, make_store: MakeStore
 
 @pytest.mark.parametrize("kind", [Compression.GZIP, Compression.ZSTD])
 def test_damaged_compressed_bytes_are_named(make_store: MakeStore, backups: Path, kind: Compression) -> None:
-    """Without a manifest, each cut and each flipped byte of the compressed file is refused."""
+    """Without a manifest, each cut is refused, and each flipped bit that changes what the compressed file holds."""
     source, target = make_store("sqlite"), make_store("sqlite")
     source.use(fill)
     backup = back_up(source, backups, archive=True, compression=kind)
@@ -94,12 +95,18 @@ def test_damaged_compressed_bytes_are_named(make_store: MakeStore, backups: Path
         # The ten bytes of gzip's header, and the time in it, are not rows.
         at = rng.randrange(10, len(whole))
         damaged.append(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :])
+    assert target.sqlite_path is not None
+    harmless = 0
     for data in damaged:
         backup.write_bytes(data)
-        with pytest.raises(BackupError):
+        with suppress(BackupError):
             restore(backup, target)
-        assert target.sqlite_path is not None
+            # Some bits change nothing: those that fill up the last byte, or a distance to an earlier copy of a text.
+            assert target.rows() == source.rows()
+            target.sqlite_path.unlink()
+            harmless += 1
         assert not target.sqlite_path.exists()
+    assert harmless <= 3
 
 
 @pytest.mark.parametrize(
@@ -135,7 +142,7 @@ def test_what_is_not_a_backup_is_refused(tmp_path: Path, make_store: MakeStore, 
         (tmp_path / "note.txt", "is neither a SQLite file"),
         (manifest_path(backup), "is the manifest of a backup"),
         (tmp_path, "directory|regular"),
-        (tmp_path / "missing", "there is no file"),
+        (tmp_path / "missing", "does not exist"),
     ):
         with pytest.raises(FluxMemoryError, match=says):
             restore(path, make_store("sqlite"))
