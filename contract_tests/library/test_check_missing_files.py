@@ -28,7 +28,8 @@ def test_a_given_path_without_a_file_is_an_error(tmp_path: Path, given: str) -> 
     result = check("--sqlite-path", given)
     assert result.exit_code == 1
     assert (
-        f"there is no file {tmp_path / given}; correct the path, or create a store there with --full" in result.stderr
+        f"the file {tmp_path / given} does not exist; correct the path, or create a store there with --full"
+        in result.stderr
     )
     answer = json.loads(check("--sqlite-path", str(tmp_path / given), "--json").stdout)
     assert (answer["ok"], answer["error"]) == (False, "BackendUnavailableError")

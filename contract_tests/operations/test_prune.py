@@ -344,7 +344,7 @@ def test_a_store_without_current_tables_is_neither_created_nor_upgraded(path: Pa
     """Only an application, or the check, creates and upgrades."""
     result = run_prune(PlainStore(str(path)), "--user", "ann")
     assert (result.exit_code, path.exists()) == (1, False)
-    assert "there is no file" in result.stderr
+    assert "does not exist" in result.stderr
     assert "Nothing was deleted." in result.stderr
     make_file_with_data(path)
     before = path.read_bytes()

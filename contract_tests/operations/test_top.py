@@ -284,7 +284,7 @@ def test_a_store_that_cannot_be_read(path: Path) -> None:
     """A single reading fails with the reason; a missing file is not created."""
     result = run_top(PlainStore(str(path)), "--once")
     assert (result.exit_code, path.exists()) == (1, False)
-    assert "FAILED  there is no file" in result.stderr
+    assert "FAILED  the file " in result.stderr
     with reserve_port() as port, pytest.raises(BackendUnavailableError):
         read_once(PlainStore(f"postgresql://user:secret@127.0.0.1:{port}/chat"))
 
@@ -347,7 +347,7 @@ def test_readings_go_on_when_the_store_is_back(path: Path) -> None:
     with run_in_background("--sqlite-path", str(path), "--interval", "0.5", **pipes) as process:
         assert process.stderr is not None
         assert process.stdout is not None
-        assert process.stderr.readline().startswith(b"FAILED  there is no file")
+        assert process.stderr.readline().startswith(b"FAILED  the file ")
         PlainStore(str(path)).fill(3)
         assert b"sessions=3" in process.stdout.readline()
         process.send_signal(signal.SIGTERM)

@@ -120,7 +120,7 @@ def report(path: Path, where: Path) -> int:
         str(where),
     ]
     result = CliRunner().invoke(main, ["migrate", "--yes", *arguments])
-    assert "there is no file" in result.stderr
+    assert "does not exist" in result.stderr
     return result.exit_code
 
 

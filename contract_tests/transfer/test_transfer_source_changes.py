@@ -115,7 +115,7 @@ def test_refused_rows_are_quarantined_beside_differences(
 
 def test_a_file_deleted_while_it_is_read_is_reported(path: Path, flux_memory_postgres_dsn: str) -> None:
     """A file deleted while it is read is reported; nothing is moved."""
-    with pytest.raises(MigrationError, match="there is no file"):
+    with pytest.raises(MigrationError, match="does not exist"):
         move(path, flux_memory_postgres_dsn, Trigger("Preflight", path.unlink, after_rows=2000))
     assert read_target(flux_memory_postgres_dsn) == ([], [])
 

@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda path: None, "there is no file"),
+        (lambda path: None, "does not exist"),
         (lambda path: path.mkdir(), "is a directory"),
         (lambda path: path.touch(), "is empty"),
         (lambda path: path.write_text("dear diary\n" * 1000), "is not a SQLite database"),

@@ -199,5 +199,5 @@ def test_ids_reach_neither_the_terminal_nor_the_report_raw(path: Path, flux_empt
 def test_a_missing_file_names_the_original_one_beside_it(path: Path, flux_empty_database: str) -> None:
     """The original application's default name is another: a migration of the default path would miss it."""
     make_file_with_data(path.with_name("memory.db"))
-    with pytest.raises(MigrationError, match=r"there is no file .*chat\.db; .*memory\.db exists and is not used"):
+    with pytest.raises(MigrationError, match=r"chat\.db does not exist; .*memory\.db exists and is not used"):
         move(path, flux_empty_database)

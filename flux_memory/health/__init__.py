@@ -216,7 +216,7 @@ class _FileLook:
             if self._must_exist:
                 hint = f"; {report.note}" if report.note else ""
                 raise BackendUnavailableError(
-                    f"there is no file {file}; correct the path, or create a store there with --full{hint}"
+                    f"the file {file} does not exist; correct the path, or create a store there with --full{hint}"
                 )
             report.target = f"would be created at {file}"
             report.schema = describe_version("sqlite", {}, 0)

@@ -74,7 +74,7 @@ def _run(path: Path, work: Callable[[sqlite3.Connection], Result], limits: _Limi
     refuse_special_files(file)
     if not file.is_file():
         hint = hint_at_original(path)
-        raise BackendUnavailableError(f"there is no file {file}; correct the path{f'; {hint}' if hint else ''}")
+        raise BackendUnavailableError(f"the file {file} does not exist; correct the path{f'; {hint}' if hint else ''}")
     if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
         raise BackendUnavailableError(
             f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "

@@ -68,7 +68,7 @@ def _kind_of(path: Path) -> Kind:
         with path.open("rb") as file:
             head = file.read(len(_SQLITE))
     except FileNotFoundError:
-        raise BackupError(f"there is no file {path}; check the path") from None
+        raise BackupError(f"the file {path} does not exist; check the path") from None
     except OSError as error:
         raise BackupError(f"{path} cannot be read: {error.strerror}; check the path and its rights") from error
     if head == _SQLITE:

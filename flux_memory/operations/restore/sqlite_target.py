@@ -68,7 +68,7 @@ _STEP_CODES: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def inspect_file(path: Path, user: str | None) -> Populated:
-    """Return what a restore would replace in a file; nothing if there is no file.
+    """Return what a restore would replace in a file; nothing if the file does not exist.
 
     Raises:
         FluxMemoryError: The file is not a memory, or cannot be read.

@@ -226,7 +226,8 @@ def check_file(path: Path) -> int:
     except FileNotFoundError:
         hint = hint_at_original(path)
         raise MigrationError(
-            f"there is no file {path}; check --sqlite-path and the working directory{f'; {hint}' if hint else ''}"
+            f"the file {path} does not exist; check --sqlite-path and the working directory"
+            f"{f'; {hint}' if hint else ''}"
         ) from None
     except OSError as error:
         raise MigrationError(f"{path} cannot be read: {error.strerror}; check the path and its rights") from error
