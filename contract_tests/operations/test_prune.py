@@ -20,9 +20,9 @@ from plain_stores import PlainStore
 from raw_postgres import connect, create_role, execute
 from waiting import becomes_true
 
-from flux_memory import ConversationMemory, InvalidInputError
+from flux_memory import ConversationMemory
 from flux_memory.cli import main
-from flux_memory.operations.prune import PruneCriteria, Pruned, parse_duration
+from flux_memory.operations.prune import PruneCriteria, Pruned
 from flux_memory.operations.prune import prune as run_steps
 from flux_memory.operations.prune.file_store import PrunedFile
 
@@ -281,41 +281,6 @@ async def test_the_applications_role_prunes_and_may_not_vacuum(flux_memory_postg
             assert "row-level security on sessions may hide others" in result.stdout
         finally:
             await execute(flux_memory_postgres_dsn, "ALTER TABLE sessions DISABLE ROW LEVEL SECURITY")
-
-
-@pytest.mark.parametrize(
-    ("text", "hours"), [("12h", 12), ("90d", 2160), ("4w", 672), ("1h", 1), ("36500d", 876_000), ("007d", 168)]
-)
-def test_durations(text: str, hours: int) -> None:
-    """Hours, days and weeks."""
-    assert parse_duration(text) == timedelta(hours=hours)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "90",
-        "d",
-        "0d",
-        "-1d",
-        "1.5d",
-        "90 d",
-        "90D",
-        "3m",
-        "1y",
-        "1d12h",
-        "36501d",
-        "999999999w",
-        "٣d",
-        "1d\n",
-        "nan",
-    ],
-)
-def test_nonsense_is_not_a_duration(text: str) -> None:
-    """A unit that may mean minutes or months is refused: it would delete sessions in use."""
-    with pytest.raises(InvalidInputError):
-        parse_duration(text)
 
 
 @pytest.mark.parametrize(
