@@ -1,4 +1,4 @@
-"""Tests the connections of the PostgreSQL backend: ownership, number, failures, and passwords that stay secret."""
+"""Tests how a handle connects to PostgreSQL: addresses, TLS, parameters, and passwords that stay secret."""
 
 from __future__ import annotations
 
