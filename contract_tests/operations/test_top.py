@@ -1,4 +1,4 @@
-"""Tests `flux-memory top`: true numbers, few rights, little load, and a terminal that is left as it was."""
+"""Tests `flux-memory top`: true numbers, few rights, little load, and ids that cannot control the terminal."""
 
 from __future__ import annotations
 
