@@ -42,7 +42,7 @@ WHERE relname IN ('sessions', 'messages') AND pg_table_is_visible(pg_class.oid)
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 
 
-class State(NamedTuple):
+class SchemaState(NamedTuple):
     """The schema of a database."""
 
     applied: dict[int, str]
@@ -62,7 +62,7 @@ class State(NamedTuple):
         return max(self.applied, default=self.original)
 
 
-async def bring_up_to_date(connection: Any) -> State:
+async def bring_up_to_date(connection: Any) -> SchemaState:
     """Apply the files that the database lacks, all or none. If it lacks none, no DDL runs and no lock is taken.
 
     Args:
@@ -94,7 +94,7 @@ async def bring_up_to_date(connection: Any) -> State:
         return await inspect(connection)
 
 
-async def _apply_files(connection: Any, state: State) -> None:
+async def _apply_files(connection: Any, state: SchemaState) -> None:
     applied = dict(state.applied)
     if not applied:
         await connection.execute(CREATE_VERSION_TABLE)
@@ -105,7 +105,7 @@ async def _apply_files(connection: Any, state: State) -> None:
         await _record(connection, step)
 
 
-async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = False) -> State:
+async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = False) -> SchemaState:
     """Return the state of a database, which is not changed.
 
     Args:
@@ -122,7 +122,7 @@ async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = 
         await refuse_strangers(connection, tables)
     applied = await _applied_versions(connection) if VERSION_TABLE in found else {}
     lacking = missing_steps("postgres", applied)
-    state = State(applied, 0, [], open_schemas, has_citus)
+    state = SchemaState(applied, 0, [], open_schemas, has_citus)
     if for_reading:
         return state
     if not applied:
