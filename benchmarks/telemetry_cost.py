@@ -143,8 +143,8 @@ def document(result: dict[str, Any]) -> str:
         (
             f"Measured {about['at']} at {about['commit']}, on {about['cores']} cores ({about['cpu']}), Python "
             f"{about['python']}, PostgreSQL {about['server']}; load {about['load_before']} before. Medians of "
-            f"{about['rounds']} rounds, and of the ratios within each round. The CPU is that of the client. The "
-            "exporter drops the spans."
+            f"{about['rounds']} rounds, and of the ratios within each round. The CPU is that of the client; the "
+            "metrics are exported each second; the exporters drop metrics and spans."
         ),
     ]
     if unrest := machine.unrest(about):
