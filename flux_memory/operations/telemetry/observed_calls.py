@@ -42,23 +42,27 @@ class Operation:
 
 
 class TimedCall:
-    """The duration of one call, without a span; as a context manager."""
+    """The duration of one call, without a span; as a context manager.
+
+    Args:
+        operation: The method that is called.
+        began: The time of `time.perf_counter()` at which the call begins.
+    """
 
     __slots__ = ("_began", "_operation")
 
-    def __init__(self, operation: Operation) -> None:
+    def __init__(self, operation: Operation, began: float) -> None:
         self._operation = operation
+        self._began = began
 
     def __enter__(self) -> None:
-        """Start the clock."""
-        self._began = time.perf_counter()
+        """The clock runs already."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Add the duration."""
-        seconds = time.perf_counter() - self._began
-        self._operation.durations_of(kind).add(seconds)
+        self._operation.durations_of(kind).add(time.perf_counter() - self._began)
 
 
 class ObservedCall:
@@ -82,12 +86,8 @@ class ObservedCall:
         except Exception:  # noqa: BLE001 - the application's, see above; logged
             _log_failure()
             self._span = INVALID_SPAN
-        # Without a set-up of traces, every span is this one, which has nothing for the spans below it.
-        if self._span is INVALID_SPAN:
-            self._token = None
-        else:
-            self._context = set_span_in_context(self._span)
-            self._token = attach(self._context)
+        self._context = set_span_in_context(self._span)
+        self._token = attach(self._context)
         self._began = time.perf_counter()
         return self._span
 
@@ -96,9 +96,6 @@ class ObservedCall:
     ) -> None:
         """Add the duration and end the span."""
         seconds = time.perf_counter() - self._began
-        if self._token is None:
-            self._operation.durations_of(kind).add(seconds)
-            return
         detach(self._token)
         durations = self._operation.durations_of(kind)
         try:

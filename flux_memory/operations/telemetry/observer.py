@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import time
 from contextlib import AbstractContextManager
 from typing import Final
 
 from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import NoOpTracer, Tracer, TracerProvider, get_tracer
+from opentelemetry.trace import (
+    NoOpTracer,
+    ProxyTracer,
+    ProxyTracerProvider,
+    Tracer,
+    TracerProvider,
+    get_tracer,
+    get_tracer_provider,
+)
 
 import flux_memory
 from flux_memory.backends.observation import Observer, Observers, StoreName
@@ -20,6 +30,9 @@ from flux_memory.operations.telemetry.instruments import (
     name_store,
 )
 from flux_memory.operations.telemetry.observed_calls import ObservedCall, Operation, TimedCall
+
+SET_UP_SECONDS: Final = 1.0
+"""Seconds between two looks for a set-up of traces after this one's: a span that nothing takes costs a microsecond."""
 
 
 class TelemetryObserver(Observer):
@@ -57,7 +70,10 @@ class HandleObserver(Observer):
     """
 
     def __init__(self, tracer: Tracer, instruments: Instruments, store: StoreName) -> None:
-        self._tracer = None if isinstance(tracer, NoOpTracer) else tracer
+        self._tracer = tracer
+        self._makes_spans = not isinstance(tracer, NoOpTracer | ProxyTracer)
+        self._look_at = 0.0 if isinstance(tracer, ProxyTracer) else math.inf
+        """When to look next whether the application has set up traces."""
         self._instruments = instruments
         self._store = name_store(store)
         self._pool: Final = name_pool(store)
@@ -72,7 +88,11 @@ class HandleObserver(Observer):
         if observed is None:
             named = {**self._store, "db.operation.name": operation}
             observed = self._operations[operation] = Operation(operation, named, self._gather_durations)
-        return TimedCall(observed) if self._tracer is None else ObservedCall(observed, self._tracer)
+        if not self._makes_spans:
+            now = time.perf_counter()
+            if now < self._look_at or not self._look_for_traces(now):
+                return TimedCall(observed, now)
+        return ObservedCall(observed, self._tracer)
 
     def waited(self, handle: Observers, seconds: float) -> None:
         self._wait_times.add(seconds)
@@ -94,6 +114,13 @@ class HandleObserver(Observer):
 
     def batched(self, handle: Observers, calls: int) -> None:
         self._batch_sizes.add(calls)
+
+    def _look_for_traces(self, now: float) -> bool:
+        """Return whether calls have spans from now on."""
+        # An unset global provider is a proxy, and so is the tracer: it makes real spans once there is a real provider.
+        self._makes_spans = not isinstance(get_tracer_provider(), ProxyTracerProvider)
+        self._look_at = now + SET_UP_SECONDS
+        return self._makes_spans
 
     def _gather_durations(self, attributes: OwnAttributes) -> GatheredValues:
         return self._instruments.gathering.values_of(self._instruments.duration, attributes)
