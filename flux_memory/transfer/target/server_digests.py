@@ -86,7 +86,10 @@ class ServerSession(NamedTuple):
 
 
 async def read_digests(
-    connection: Any, take: Callable[[ServerSession], None], source_ids: Sequence[UUID] | None
+    connection: Any,
+    take: Callable[[ServerSession], None],
+    source_ids: Sequence[UUID] | None,
+    statement: Callable[[str], str] = str,
 ) -> None:
     """Call `take` for each session as it arrives, and for each that exists only in the record of moves.
 
@@ -96,6 +99,7 @@ async def read_digests(
         connection: Connected to the memory.
         take: Receives the sessions, ordered by id.
         source_ids: The ids, in the record of moves, of the sources asked about; `None` leaves the record unread.
+        statement: See `TransferPath.statement`.
     """
     reader = CopyReader()
 
@@ -105,7 +109,8 @@ async def read_digests(
 
     if source_ids is not None:
         await connection.execute(SET_SOURCES, write_texts(map(str, source_ids)))
-    query = SELECT_DIGESTS.replace(_MOVED_HERE, NONE_MOVED if source_ids is None else MOVED)
+    moved = NONE_MOVED if source_ids is None else MOVED
+    query = statement(SELECT_DIGESTS).replace(_MOVED_HERE, statement(moved))
     await copy_out(connection, query, receive)
 
 
