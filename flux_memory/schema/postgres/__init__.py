@@ -13,6 +13,7 @@ from flux_memory.schema.postgres.inspection import (
     find_faults,
     refuse_obstacles,
 )
+from flux_memory.schema.postgres.single_commands import single_commands
 from flux_memory.schema.postgres.tables import MEMORY, find_tables, refuse_temporary_schema
 from flux_memory.schema.postgres.trust import (
     OpenSchema,
@@ -39,6 +40,7 @@ FROM pg_class
 JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0::int2 AND NOT attisdropped
 WHERE relname IN ('sessions', 'messages') AND pg_table_is_visible(pg_class.oid)
 """
+HAS_CITUS: Final = "SELECT to_regclass('pg_catalog.pg_dist_partition'::text) IS NOT NULL"
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 
 
@@ -100,8 +102,11 @@ async def _apply_files(connection: Any, state: State) -> None:
         await connection.execute(CREATE_VERSION_TABLE)
         for step in history("postgres")[: state.original]:
             applied[step.version] = await _record(connection, step)
+    # In a schema that Citus distributes, each command goes to a worker, by itself.
+    divide = single_commands if await connection.fetchval(HAS_CITUS) else _whole
     for step in missing_steps("postgres", applied):
-        await connection.execute(step.sql)
+        for commands in divide(step.sql):
+            await connection.execute(commands)
         await _record(connection, step)
 
 
@@ -159,6 +164,10 @@ async def _original_version(connection: Any) -> int:
     for table, column in await connection.fetch(SELECT_COLUMNS):
         columns[table].add(column)
     return adopted_version(columns)
+
+
+def _whole(sql: str) -> list[str]:
+    return [sql]
 
 
 async def _record(connection: Any, step: SchemaFile) -> str:
