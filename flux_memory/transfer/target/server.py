@@ -28,6 +28,15 @@ SELECT pg_catalog.set_config('idle_session_timeout', '0', FALSE)
 WHERE pg_catalog.current_setting('idle_session_timeout') OPERATOR(pg_catalog.<>) '0'
 """
 SELECT_VERSION: Final = "SELECT current_setting('server_version')"
+# Also the tables of a schema that is distributed as a whole, which are on one worker.
+IS_DISTRIBUTED: Final = """
+SELECT EXISTS (
+    SELECT 1
+    FROM pg_class
+    JOIN pg_dist_partition ON logicalrelid::oid = pg_class.oid
+    WHERE relname = 'sessions' AND pg_table_is_visible(pg_class.oid) AND colocationid > 0
+)
+"""
 IS_COORDINATOR: Final = "SELECT citus_is_coordinator()"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
 SELECT_RIGHTS: Final = """
@@ -191,7 +200,9 @@ async def inspect_target(connection: Any, *, for_reading: bool = False, replaces
 async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Target:
     # First: until then, pg_catalog may not be the first schema that is searched.
     state = await schema.inspect(connection, WITH_RECORD, for_reading=for_reading)
-    is_distributed = state.has_citus and await find_distribution(connection) is not None
+    is_distributed = state.has_citus and await connection.fetchval(IS_DISTRIBUTED)
+    if is_distributed:
+        await find_distribution(connection)
     if is_distributed and not await connection.fetchval(IS_COORDINATOR):
         raise SchemaError(
             "this server is a worker of a Citus cluster, and a migration reads and writes through the coordinator; "

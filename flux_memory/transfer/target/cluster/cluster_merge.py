@@ -1,7 +1,7 @@
 """Merges rows into distributed tables that have rows: each commit has the sessions of one shard, and is one server's.
 
 Locking, comparing and adding are those of `merge`. Rows that are stored are copied to temporary tables beside the
-staged ones, since a join of both would send the staged rows to all servers. Each statement on the distributed tables
+staged ones, since Citus does not join both, or sends the staged rows to all servers. Each statement on the distributed tables
 names the sessions as one parameter, from which Citus finds the shard: a cast of the parameter would hide it.
 """
 
@@ -23,7 +23,6 @@ from flux_memory.transfer.rows.spool import Batch
 from flux_memory.transfer.target.cluster.by_shard import Piece, group_by_shard
 from flux_memory.transfer.target.merge import (
     COMMIT_WITHOUT_WAITING,
-    CREATE_EMPTY_RECORD,
     CREATE_STAGING,
     RECORD_SESSIONS,
     MergeResult,
@@ -49,20 +48,28 @@ WITH NO DATA;
 
 CREATE TEMP TABLE pg_temp.flux_memory_stored_messages ON COMMIT DELETE ROWS AS
 SELECT session_id, id, ''::bytea AS digest FROM messages WITH NO DATA;
+
+CREATE TEMP TABLE pg_temp.flux_memory_stored_moves ON COMMIT DELETE ROWS AS
+SELECT id::text AS session_id, created_at FROM sessions WITH NO DATA;
 """
 # A rehearsal merges several groups in one transaction.
 EMPTY_TEMPORARY_TABLES: Final = """
 DELETE FROM pg_temp.flux_memory_staged_sessions;
 DELETE FROM pg_temp.flux_memory_staged_messages;
 DELETE FROM pg_temp.flux_memory_stored_sessions;
-DELETE FROM pg_temp.flux_memory_stored_messages
+DELETE FROM pg_temp.flux_memory_stored_messages;
+DELETE FROM pg_temp.flux_memory_stored_moves
+"""
+COPY_STORED_MOVES: Final = """
+INSERT INTO pg_temp.flux_memory_stored_moves (session_id, created_at)
+SELECT session_id, created_at FROM flux_memory_moved_sessions WHERE session_id = ANY ($1::text[])
 """
 INSERT_SESSIONS: Final = """
 INSERT INTO sessions (id, user_id, created_at, updated_at)
 SELECT id, user_id, created_at, updated_at
 FROM pg_temp.flux_memory_staged_sessions AS staged
-WHERE $1 OR NOT EXISTS (
-    SELECT 1 FROM flux_memory_moved_sessions AS moved
+WHERE NOT EXISTS (
+    SELECT 1 FROM pg_temp.flux_memory_stored_moves AS moved
     WHERE moved.session_id = staged.id::text AND moved.created_at = staged.created_at
 )
 ORDER BY id COLLATE "C"
@@ -197,8 +204,7 @@ async def merge_by_shard(
 ) -> MergeResult:
     """Add the missing rows of a part, in commits of about the size of a batch; arguments as those of `merge`."""
     merged = MergeResult()
-    create = CREATE_STAGING + CREATE_STORED + ("" if record else CREATE_EMPTY_RECORD)
-    staging = await create_staging(connection, create)
+    staging = await create_staging(connection, CREATE_STAGING + CREATE_STORED)
     settings = f"{WRITING}; {COMMIT_WITHOUT_WAITING}; {staging}{EMPTY_TEMPORARY_TABLES}"
     async for group in group_by_shard(connection, batches):
         merge_one = partial(_merge_group, connection, group, record, restores_deleted=restores_deleted)
@@ -214,7 +220,9 @@ async def _merge_group(
     sessions, messages = [*whole.values()], [piece.messages for piece in group]
     await copy_rows(connection, "flux_memory_staged_sessions", WHOLE_SESSION_COLUMNS, sessions, schema="pg_temp")
     await copy_rows(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, messages, schema="pg_temp")
-    added = {id_ for (id_,) in await connection.fetch(INSERT_SESSIONS, restores_deleted)}
+    if record is not None and not restores_deleted:
+        await connection.execute(COPY_STORED_MOVES, [*whole])
+    added = {id_ for (id_,) in await connection.fetch(INSERT_SESSIONS)}
     if added:
         await connection.execute(INSERT_DETAILS, [*added])
     there = [id_ for id_ in whole if id_ not in added]

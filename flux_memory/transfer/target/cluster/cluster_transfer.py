@@ -61,10 +61,11 @@ FROM proven
 FULL JOIN moved ON moved.session_id = proven.id
 ORDER BY coalesce(proven.id, moved.session_id) COLLATE "C"
 """  # noqa: S608 - constants of ours
+# A worker may run it, and knows no setting of this connection.
 MOVED: Final = """
 SELECT
     recorded.session_id,
-    bool_or(source = ANY(current_setting('flux_memory.sources')::uuid[]) AND same.id IS NOT NULL) AS by_source
+    bool_or(source = ANY('/* sources */'::uuid[]) AND same.id IS NOT NULL) AS by_source
 FROM flux_memory_moved_sessions AS recorded
 LEFT JOIN proven AS same ON same.id = recorded.session_id AND same.created_at = recorded.created_at
 GROUP BY recorded.session_id
