@@ -24,6 +24,7 @@ from flux_memory.schema.postgres.inspection import (
 )
 from flux_memory.schema.postgres.narrowing import SELECT_NARROWING_FAULTS
 from flux_memory.schema.postgres.one_exchange import CatalogueReader, Query
+from flux_memory.schema.postgres.single_commands import single_commands
 from flux_memory.schema.postgres.tables import (
     CREATES_TEMPORARY_TABLES,
     MEMORY,
@@ -58,6 +59,7 @@ FROM pg_class
 JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0::int2 AND NOT attisdropped
 WHERE relname IN ('sessions', 'messages') AND pg_table_is_visible(pg_class.oid)
 """
+HAS_CITUS: Final = "SELECT to_regclass('pg_catalog.pg_dist_partition'::text) IS NOT NULL"
 _EXPECTED: Final[tuple[Query, ...]] = (
     (SELECT_RELATIONS, MEMORY),
     (SELECT_STRANGERS, MEMORY),
@@ -74,6 +76,7 @@ _EXPECTED_OF_NONE: Final[tuple[Query, ...]] = (
     (SELECT_TRIGGERS, None),
     (SELECT_TABLES, None),
     (SELECT_POLICIES_ON_IDS, None),
+    (HAS_CITUS, None),
 )
 """The queries for a database without tables."""
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
@@ -129,7 +132,7 @@ async def bring_up_to_date(connection: Any) -> SchemaState:
         async with without_triggers(reader), protecting_new_tables(reader):
             for fault in state.repairs:
                 await reader.execute(fault.statement)
-            await reader.execute(_script(state))
+            await _apply_files(reader, state)
         return await inspect(reader, expects=_EXPECTED)
 
 
@@ -142,8 +145,20 @@ async def _find_faults_now(reader: CatalogueReader, version: int) -> None:
         await find_faults(reader, version)
 
 
-def _script(state: SchemaState) -> str:
-    """Return the statements that bring a database up to date: one exchange, however many files it lacks."""
+async def _apply_files(reader: CatalogueReader, state: SchemaState) -> None:
+    """Bring a database up to date: in one exchange, however many files it lacks."""
+    statements = _statements(state)
+    if not await reader.fetchval(HAS_CITUS):
+        await reader.execute(";\n".join(statements))
+        return
+    # In a schema that Citus distributes, each command goes to a worker, by itself.
+    for statement in statements:
+        for command in single_commands(statement):
+            await reader.execute(command)
+
+
+def _statements(state: SchemaState) -> list[str]:
+    """Return the texts that bring a database up to date, of one or more statements each."""
     statements = []
     applied = dict(state.applied)
     if not applied:
@@ -153,7 +168,7 @@ def _script(state: SchemaState) -> str:
             applied[step.version] = step.checksum
     for step in missing_steps("postgres", applied):
         statements += [step.sql, record(step)]
-    return ";\n".join(statements)
+    return statements
 
 
 async def inspect(
