@@ -148,12 +148,14 @@ async def _add_to_sessions(
     if any(not call.rows or call.user_id not in ("", owners.get(call.session_id)) for call in calls):
         return refused
     counts = dict.fromkeys(sessions, 0)
+    revisions = {session_id: make_revision() for session_id in sessions}
     for call in calls:
         counts[call.session_id] += len(call.rows)
     columns = zip(*((call.session_id, *row) for call in calls for row in call.rows), strict=True)
     values = (
         *(calls[0].session_id, write_numbers(shard.id for shard in shards if shard)),
-        *(orjson.dumps(counts).decode(), orjson.dumps(owners).decode(), make_revision(), *map(write_texts, columns)),
+        *(orjson.dumps(by_session).decode() for by_session in (counts, revisions, owners)),
+        *map(write_texts, columns),
     )
     try:
         ((found,),) = await connection.fetch(sql, *values)

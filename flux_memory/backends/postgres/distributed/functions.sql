@@ -119,7 +119,7 @@ $function$;
 -- all, and each is sent alone. NULL if another server holds one of the shards by now: a write to two servers would be a
 -- commit in two phases. One UPDATE visits the shards one by one, and its text is read for each, so that it is short.
 CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_add_to_sessions(
-    p_session varchar, p_shards text, p_counts text, p_owners text, p_revision text, p_sessions text, p_ids text,
+    p_session varchar, p_shards text, p_counts text, p_revisions text, p_owners text, p_sessions text, p_ids text,
     p_roles text, p_contents text, p_metadatas text
 ) RETURNS SETOF text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
@@ -128,9 +128,9 @@ SET lock_timeout = '50ms' AS $function$
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
     counts CONSTANT jsonb := p_counts;
+    revisions CONSTANT jsonb := p_revisions;
     owners CONSTANT jsonb := p_owners;
     wanted CONSTANT varchar[] := ARRAY (SELECT jsonb_object_keys(p_counts::jsonb));
-    new_revision CONSTANT uuid := p_revision;
     found_ids text[] := '{}';
     befores bigint[] := '{}';
     times timestamp[] := '{}';
@@ -148,7 +148,7 @@ BEGIN
         UPDATE {schema}.sessions
         SET message_count = message_count + (counts ->> id)::int,
             updated_at = greatest(updated_at, now_utc),
-            revision = new_revision
+            revision = (revisions ->> id)::uuid
         WHERE id = ANY (wanted) AND coalesce(coalesce(user_id, '') = owners ->> id, TRUE)
         RETURNING id, message_count, updated_at
     LOOP
