@@ -286,7 +286,7 @@ async def test_adds_that_share_a_statement_share_a_plan(
 async def test_many_callers_are_divided_among_two_statements(memory: PostgresConversationMemory) -> None:
     """While the server runs the statement of one half, the callers of the other half get answers and call again."""
     sessions = [await memory.create_session() for _ in range(40)]
-    writer = memory._life.resource.writer
+    writer = memory._life.resource.writers.find("")
     in_flight = set()
 
     async def keep_adding(session: str) -> None:
@@ -306,7 +306,7 @@ async def test_many_callers_are_divided_among_two_statements(memory: PostgresCon
 @pytest.mark.asyncio
 async def test_large_metadata_makes_no_larger_statements(memory: PostgresConversationMemory) -> None:
     """Metadata counts like content: a statement of many large calls could exceed the server's limit."""
-    writer = memory._life.resource.writer
+    writer = memory._life.resource.writers.find("")
     together = set()
     large = {"text": "x" * postgres_writer.BATCH_CHARACTERS}
     with deadline(30):

@@ -144,6 +144,8 @@ class AddOutcome(Enum):
     """The session was locked, so the call was skipped."""
     MISSING = auto()
     """The session does not exist."""
+    REFUSED = auto()
+    """The server refused the statement as a whole; each of its calls must be sent alone."""
 
 
 class Add(NamedTuple):

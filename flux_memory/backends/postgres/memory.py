@@ -256,7 +256,9 @@ class PostgresConversationMemory(PostgresHandle, Memory):
         state = CallState(writes=True)
         try:
             await self._run(
-                state, lambda store: store.writer.add(added, state, creates=creates and bool(rows)), seconds
+                state,
+                lambda store: store.writers.find(session).add(added, state, creates=creates and bool(rows)),
+                seconds,
             )
         except SessionNotFoundError:
             if not creates:

@@ -13,6 +13,7 @@ ONE_SERVER: Final = WritePath(
     delete_batch=deleting.delete_batch,
     select_page=queries.select_page,
     has_shortcuts=True,
-    shares_statements=True,
+    tables="",
+    find_server=lambda _: None,
     remote_failures=(),
 )

@@ -16,7 +16,7 @@ from flux_memory.backends.postgres.preparing import prepare
 from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, ReplicaReads
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
 from flux_memory.backends.postgres.write_path import WritePath
-from flux_memory.backends.postgres.writer import MessageWriter
+from flux_memory.backends.postgres.writers import MessageWriters
 
 _OPENING_SHARE: Final = 0.9
 """Share of the deadline for opening; the rest lets waiting callers report the cause instead of a timeout."""
@@ -29,7 +29,7 @@ class OpenStore(NamedTuple):
 
     pool: OwnPool | BorrowedPool
     executor: RetryingExecutor
-    writer: MessageWriter
+    writers: MessageWriters
     replicas: ReplicaReads | None
     filling: asyncio.Task[None] | None
     """Opens further connections, up to `min_size`."""
@@ -89,7 +89,7 @@ async def open_store(
             except BaseException:
                 replicas.terminate()
                 raise
-    return OpenStore(pool, executor, MessageWriter(executor), replicas, filling)
+    return OpenStore(pool, executor, MessageWriters(executor), replicas, filling)
 
 
 async def _close_at_end_of_loop(connections: _Closable) -> AsyncGenerator[None, None]:

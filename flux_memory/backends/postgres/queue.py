@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from flux_memory.backends.postgres.adds import Add
+from flux_memory import records
+from flux_memory.backends.postgres.adds import Add, AddOutcome
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.errors import FluxMemoryError
 
 
 class QueuedCall:
@@ -31,6 +33,18 @@ class QueuedCall:
         """Whether it must not share its next statement, since the server refused one that it shared."""
         self.is_taken = False
         """Whether its session could not be created, since it existed."""
+
+    def take_outcome(self, outcome: AddOutcome | FluxMemoryError) -> None:
+        """Answer the caller, or note that the call is to be sent alone."""
+        if outcome is AddOutcome.REFUSED:
+            self.state.sent = False
+            self.alone = True
+        elif outcome is AddOutcome.MISSING:
+            self.settle(records.session_not_found(self.queue.session_id))
+        elif outcome is AddOutcome.STORED:
+            self.settle(None)
+        elif isinstance(outcome, FluxMemoryError):
+            self.settle(outcome)
 
     def settle(self, error: Exception | None) -> None:
         """Answer the caller, if it still waits."""

@@ -116,8 +116,8 @@ class RetryingExecutor:
         self._retries = retries
         self._recovering: set[asyncio.Task[None]] = set()
         self._max_on_lock = max(pool.max_size // 2, 1)
-        self.max_at_once = max(pool.max_size - 2, 1)
-        """Statements that adds may run at once; reads need the other connections."""
+        self.max_on_server = max(pool.max_size // 2, 1)
+        """Statements that adds to one server of a cluster may run at once; the other servers need the rest."""
         self.on_lock: set[object] = set()
         """The calls and statements that may wait for a row lock, each on a connection; others need the rest."""
         self._on_any_lock = asyncio.Semaphore(max(pool.max_size - self._max_on_lock - 1, 1))
@@ -193,7 +193,7 @@ class RetryingExecutor:
         if self._find_path is None:
             return False
         path = await self._find_path(connection)
-        is_new = path != self.path
+        is_new = path.tables != self.path.tables
         self.path = path
         return is_new
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from flux_memory.backends.postgres.adds import Add, AddOutcome
@@ -44,7 +44,9 @@ class WritePath(NamedTuple):
     select_page: SelectPage
     has_shortcuts: bool
     """Whether a change may try a cheaper statement first."""
-    shares_statements: bool
-    """Whether one statement adds to many sessions. Otherwise each session has its own, on a connection of its own."""
+    tables: str
+    """The quoted schema of the distributed tables; empty if the tables are on one server."""
+    find_server: Callable[[str], Hashable]
+    """Returns the server of a session; calls to sessions on one server may share a statement."""
     remote_failures: tuple[type[Exception], ...]
     """Errors over an open connection which mean that the server lost another one: the statement may have had effect."""

@@ -54,10 +54,17 @@ class MessageWriter:
         self._gathered = 0
         """Calls in flight that came from the queues."""
         self._slots: set[AddStatement] = set()
+        """Statements that count as in flight."""
+        self._sent: set[AddStatement] = set()
+        """Statements that have a connection, or wait for one."""
         self._next: AddStatement | None = None
         """The statement that waits for a connection, and then takes the ready calls."""
         self._expecting_refill = False
         """A shared statement has just ended: its callers may call again at once, and share the next one."""
+
+    def has_calls(self, session_id: str) -> bool:
+        """Return whether calls to a session are not answered yet."""
+        return session_id in self._queues
 
     async def add(self, added: Add, state: CallState, *, creates: bool = False) -> None:
         """Store the rows of one call at the end of a session's history.
@@ -78,7 +85,7 @@ class MessageWriter:
         if queue is None:
             queue = self._queues[session_id] = SessionQueue(session_id)
         call = QueuedCall(queue, added, state, creates=creates)
-        if idle and self._executor.may_wait_for_lock():
+        if idle and self._executor.may_wait_for_lock() and self._has_room():
             await self._send_at_once(call)
             return
         state.blocked = queue.statement is not None or queue in self._locked
@@ -94,6 +101,7 @@ class MessageWriter:
     async def _send_at_once(self, call: QueuedCall) -> None:
         """Send a call from its caller's task, which is cheaper than a new one."""
         statement = AddStatement()
+        self._sent.add(statement)
         self._put_in_flight(statement, call)
         self._occupy_slot(statement)
         self._executor.on_lock.add(statement)
@@ -142,12 +150,13 @@ class MessageWriter:
             self._start(statement)
 
     def _has_room(self) -> bool:
-        if not self._executor.path.shares_statements:
-            return len(self._slots) < self._executor.max_at_once
+        if self._executor.path.tables and len(self._sent) >= self._executor.max_on_server:
+            return False
         calls = self._waiting + self._gathered
         return len(self._slots) < (MAX_IN_FLIGHT if calls > MIN_BATCH else 1)
 
     def _start(self, statement: AddStatement) -> None:
+        self._sent.add(statement)
         sending = self._executor.run(statement, partial(self._send, statement))
         statement.task = asyncio.get_running_loop().create_task(sending)
         # Cleanup is in a callback: a task that is cancelled before its first step runs no `finally`.
@@ -169,7 +178,7 @@ class MessageWriter:
         room = [max(MIN_BATCH, ceil((self._waiting + self._gathered) / MAX_IN_FLIGHT)), BATCH_ROWS, BATCH_CHARACTERS]
         while self._ready and min(room) > 0:
             queue = next(iter(self._ready))
-            if statement.queues and (next(iter(queue.waiting)).alone or not self._executor.path.shares_statements):
+            if statement.queues and next(iter(queue.waiting)).alone:
                 break
             self._take(statement, queue, room)
         self._gathered += statement.gathered
@@ -232,10 +241,8 @@ class MessageWriter:
             elif outcome is AddOutcome.MISSING and call.creates:
                 call.state.sent = False
                 missing.setdefault(call.queue, call)
-            elif outcome is AddOutcome.MISSING:
-                call.settle(records.session_not_found(call.queue.session_id))
             else:
-                call.settle(None if outcome is AddOutcome.STORED else outcome)
+                call.take_outcome(outcome)
         for queue in locked.keys() & statement.queues.keys():
             self._wait_for_lock(statement, queue)
         # The other calls to these sessions are sent again, in order, and so are those whose session now exists.
@@ -306,6 +313,7 @@ class MessageWriter:
         if statement.slot is not None:
             statement.slot.cancel()
         self._slots.discard(statement)
+        self._sent.discard(statement)
         self._executor.on_lock.discard(statement)
         self._gathered -= statement.gathered
         self._expecting_refill = statement.gathered > 1

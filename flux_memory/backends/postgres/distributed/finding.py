@@ -76,5 +76,5 @@ async def find_path(connection: Any) -> WritePath:
                 f"the table 'sessions' is distributed, and its owner does not have the function {signature}, which "
                 "writes to it; run flux-memory distribute as the owner of the tables"
             )
-        return make_path(schema)
+        return await make_path(connection, schema)
     return ONE_SERVER

@@ -6,43 +6,33 @@
 --
 -- A release that changes a function gives it a new name: processes of both releases may run side by side. The last
 -- parameter of a change is ' SKIP LOCKED', or empty where the call waits for the session's row.
+--
+-- A custom plan costs no more than a generic one, of which Citus 13.2 keeps another part with each execution (100 kB of
+-- memory for an add).
 
+-- Returns FALSE for a session that does not exist or has another owner, and fails for the id of a stored message:
+-- `add_messages` decides these cases.
 CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_add_message(
     p_session varchar, p_id text, p_role text, p_content text, p_metadata text, p_revision text, p_owner text
-) RETURNS TABLE (same boolean, is_foreign boolean)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+) RETURNS SETOF boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 #variable_conflict use_column
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
     number bigint;
     changed_at timestamp;
-    owner text;
-    is_same boolean;
 BEGIN
-    IF p_owner <> '' THEN
-        SELECT coalesce(user_id, '') INTO owner FROM {schema}.sessions WHERE id = p_session;
-        IF owner <> p_owner THEN
-            RETURN QUERY SELECT NULL::boolean, TRUE;
-            RETURN;
-        END IF;
+    UPDATE {schema}.sessions
+    SET message_count = message_count + 1, updated_at = greatest(updated_at, now_utc), revision = p_revision::uuid
+    WHERE id = p_session AND (p_owner = '' OR coalesce(user_id, '') = p_owner)
+    RETURNING message_count, updated_at INTO number, changed_at;
+    IF FOUND THEN
+        INSERT INTO {schema}.messages (session_id, id, seq, role, content, metadata, created_at)
+        VALUES (p_session, p_id, number, p_role, p_content, p_metadata::jsonb, changed_at);
+        RETURN NEXT TRUE;
+    ELSE
+        RETURN NEXT FALSE;
     END IF;
-    SELECT role = p_role AND content = p_content AND coalesce(metadata, '{}') = p_metadata::jsonb INTO is_same
-    FROM {schema}.messages
-    WHERE session_id = p_session AND id = p_id;
-    IF is_same IS NULL THEN
-        UPDATE {schema}.sessions
-        SET message_count = message_count + 1,
-            updated_at = greatest(updated_at, now_utc),
-            revision = p_revision::uuid
-        WHERE id = p_session
-        RETURNING message_count, updated_at INTO number, changed_at;
-        IF FOUND THEN
-            INSERT INTO {schema}.messages (session_id, id, seq, role, content, metadata, created_at)
-            VALUES (p_session, p_id, number, p_role, p_content, p_metadata::jsonb, changed_at);
-            is_same := TRUE;
-        END IF;
-    END IF;
-    RETURN QUERY SELECT is_same, FALSE;
 END
 $function$;
 
@@ -50,7 +40,7 @@ CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_add_messages(
     p_session varchar, p_calls text, p_ids text, p_roles text, p_contents text, p_metadatas text, p_revision text,
     p_claiming text, p_claimed text, p_lock text
 ) RETURNS TABLE (found boolean, locked boolean, refused text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 #variable_conflict use_column
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
@@ -125,10 +115,69 @@ BEGIN
 END
 $function$;
 
+-- Adds of many sessions on one server, all or none: one that waits for a lock, or has a stored message's id, fails them
+-- all, and each is sent alone. NULL if another server holds one of the shards by now: a write to two servers would be a
+-- commit in two phases. One UPDATE visits the shards one by one, and its text is read for each, so that it is short.
+CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_add_to_sessions(
+    p_session varchar, p_shards text, p_counts text, p_revisions text, p_owners text, p_sessions text, p_ids text,
+    p_roles text, p_contents text, p_metadatas text
+) RETURNS SETOF text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+SET lock_timeout = '50ms' AS $function$
+#variable_conflict use_column
+DECLARE
+    now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
+    counts CONSTANT jsonb := p_counts;
+    revisions CONSTANT jsonb := p_revisions;
+    owners CONSTANT jsonb := p_owners;
+    wanted CONSTANT varchar[] := ARRAY (SELECT jsonb_object_keys(p_counts::jsonb));
+    found_ids text[] := '{}';
+    befores bigint[] := '{}';
+    times timestamp[] := '{}';
+    changed record;
+BEGIN
+    PERFORM 1
+    FROM unnest(p_shards::bigint[]) AS used (shard)
+    LEFT JOIN pg_dist_placement ON shardid = used.shard AND shardstate = 1
+    WHERE groupid IS DISTINCT FROM (SELECT groupid FROM pg_dist_local_group);
+    IF FOUND THEN
+        RETURN NEXT NULL;
+        RETURN;
+    END IF;
+    FOR changed IN
+        UPDATE {schema}.sessions
+        SET message_count = message_count + (counts ->> id)::int,
+            updated_at = greatest(updated_at, now_utc),
+            revision = (revisions ->> id)::uuid
+        WHERE id = ANY (wanted) AND coalesce(coalesce(user_id, '') = owners ->> id, TRUE)
+        RETURNING id, message_count, updated_at
+    LOOP
+        found_ids := found_ids || changed.id::text;
+        befores := befores || changed.message_count - (counts ->> changed.id)::int;
+        times := times || changed.updated_at;
+    END LOOP;
+    IF cardinality(found_ids) > 0 THEN
+        INSERT INTO {schema}.messages (session_id, id, seq, role, content, metadata, created_at)
+        SELECT
+            session.id,
+            given.id,
+            session.before + row_number() OVER (PARTITION BY session.id ORDER BY given.position),
+            given.role,
+            given.content,
+            given.metadata::jsonb,
+            session.changed_at
+        FROM unnest(p_sessions::text[], p_ids::text[], p_roles::text[], p_contents::text[], p_metadatas::text[])
+            WITH ORDINALITY AS given (session_id, id, role, content, metadata, position)
+        JOIN unnest(found_ids, befores, times) AS session (id, before, changed_at) ON session.id = given.session_id;
+    END IF;
+    RETURN NEXT to_jsonb(found_ids)::text;
+END
+$function$;
+
 CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_create_session(
     p_session varchar, p_user text, p_title text, p_metadata text, p_creation text, p_revision text
 ) RETURNS SETOF boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
 BEGIN
@@ -146,7 +195,7 @@ $function$;
 CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_create_with_messages(
     p_session varchar, p_user text, p_revision text, p_ids text, p_roles text, p_contents text, p_metadatas text
 ) RETURNS SETOF boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
 BEGIN
@@ -168,7 +217,7 @@ $function$;
 CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_update_title(
     p_session varchar, p_title text, p_revision text, p_lock text
 ) RETURNS TABLE (outcome text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
 BEGIN
@@ -195,7 +244,7 @@ $function$;
 CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_pop_message(
     p_session varchar, p_revision text, p_lost boolean, p_lock text
 ) RETURNS TABLE (outcome text, id text, role text, content text, metadata text, created_at text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 #variable_conflict use_column
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
@@ -253,7 +302,7 @@ CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_update_session(
     outcome text, taken text, id text, user_id text, title text, created_at text, updated_at text, metadata text,
     revision text, message_count bigint
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 #variable_conflict use_column
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
@@ -392,7 +441,7 @@ $function$;
 CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_delete_session(
     p_session varchar, p_expected text, p_lock text
 ) RETURNS TABLE (outcome text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 DECLARE
     current record;
 BEGIN
@@ -416,7 +465,7 @@ $function$;
 CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_delete_matching(
     p_session varchar, p_owner text, p_inactive_since text, p_lock text
 ) RETURNS TABLE (outcome text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 DECLARE
     current record;
 BEGIN
@@ -445,7 +494,7 @@ $function$;
 CREATE OR REPLACE FUNCTION {schema}.flux_memory_1_fork_session(
     p_original varchar, p_through text, p_session varchar, p_user text, p_title text, p_creation text, p_revision text
 ) RETURNS TABLE (is_stored boolean, is_found boolean, found_last boolean, is_own boolean)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $function$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $function$
 #variable_conflict use_column
 DECLARE
     now_utc CONSTANT timestamp := clock_timestamp() AT TIME ZONE 'UTC';
