@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from bound_stores import make_reference_corrupter, make_reference_reader, run_clause, run_over_network
+from forked_runs import run_forked
 from limited_memories import SMALL_CONTENT_BYTES, SMALL_ID_LENGTH, limited_client, limited_factory
 from outage_stores import Switch, SwitchedMemory, make_no_outage
 
@@ -76,7 +77,7 @@ def run_binding(
     """Run a binding of the contract in a separate project."""
     pytester.makepyfile(BINDING.format(above=above, within=within, memory=memory))
     options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
-    return pytester.runpytest_subprocess(*options, *args)
+    return run_forked(pytester, *options, *args)
 
 
 def read_outcome(pytester: pytest.Pytester, clause_id: str) -> dict[str, str]:
