@@ -14,6 +14,8 @@ STAGES = read_stages()
 UNCHECKED = 2
 """Stages that check no argument. What they accept beyond a limit they accept beyond a smaller one, and the clauses of
 the limit of 64 MiB take most of their time: 39 of 60 seconds."""
+FIXED_EARLY = "FM-LIM-010"
+"""Many sessions, which the second stage lists slowly and correctly; the last stage runs the clause again."""
 SMALLER = "    max_content_bytes = 1_000_000\n"
 UPDATE = "python tools/guide_stages.py writes the results into the guide"
 
@@ -44,7 +46,7 @@ def test_a_stage_fails_exactly_what_the_guide_says(number: int, tmp_path: Path) 
     """A reader who follows the guide sees the failures that it announces, to the clause, and the reports it shows."""
     stage, last = STAGES[number - 1], number == len(STAGES)
     # Each stage runs what failed before it, and the last one everything.
-    chosen = {1: "not FM-MOD", len(STAGES): ""}.get(number, " or ".join(STAGES[number - 2].failing))
+    chosen = {1: "not FM-MOD", len(STAGES): ""}.get(number, " or ".join(STAGES[number - 2].failing - {FIXED_EARLY}))
     printed = run_stage(with_smaller_limit(stage) if number <= UNCHECKED else stage, tmp_path, "-k", chosen)
     failing = read_failing(printed)
     assert failing == stage.failing, f"stage {number} fails these; {UPDATE}:\n\n{format_ids(failing)}"
