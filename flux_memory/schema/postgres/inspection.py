@@ -27,7 +27,8 @@ SELECT_TAKEN_NAMES: Final = """
 SELECT 11, 'name', pg_class.oid::regclass::text, '',
     pg_catalog.format(
         'ALTER %s %s RENAME TO %I',
-        CASE relkind WHEN 'i' THEN 'INDEX' ELSE 'TABLE' END, pg_class.oid::regclass, relname::text || '_before'
+        CASE relkind WHEN 'i' THEN 'INDEX' WHEN 'c' THEN 'TYPE' ELSE 'TABLE' END,
+        pg_class.oid::regclass, relname::text || '_before'
     ), FALSE, NULL
 FROM pg_class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -35,6 +36,14 @@ WHERE nspname = current_schema() AND relname IN (
     'feedback', 'feedback_pkey', 'feedback_by_time', 'feedback_of_session_by_time', 'feedback_of_message_by_time',
     'feedback_of_user_by_time'
 )
+
+UNION ALL
+-- A table has a type of its own name; an enumeration or a domain is in its way, too.
+SELECT 11, 'name', pg_type.oid::regtype::text, '',
+    pg_catalog.format('ALTER TYPE %s RENAME TO feedback_before', pg_type.oid::regtype), FALSE, NULL
+FROM pg_type
+JOIN pg_namespace ON pg_namespace.oid = typnamespace
+WHERE nspname = current_schema() AND typname = 'feedback' AND typrelid = 0
 """
 SELECT_OBSTACLES: Final = """
 SELECT pg_catalog.format(
