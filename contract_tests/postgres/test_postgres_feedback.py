@@ -71,6 +71,27 @@ async def test_a_taken_name_is_refused_with_the_statement_that_helps(
 
 
 @pytest.mark.asyncio
+async def test_a_program_may_keep_its_table_of_the_name(flux_empty_database: str) -> None:
+    """A rename would break the program: the memory's tables can move to a schema of their own instead."""
+    dsn = flux_empty_database
+    await make_version(dsn, 6)
+    await execute(dsn, "CREATE TABLE feedback (stars integer)", "INSERT INTO feedback VALUES (5)")
+    async with PostgresConversationMemory(dsn) as memory:
+        with pytest.raises(
+            SchemaError, match="if a program uses it, keep it, and give flux-memory a schema of its own"
+        ):
+            await memory.count_sessions()
+    before = await fetch_rows(dsn, "SELECT count(*) FROM messages")
+    tables = ("sessions", "session_details", "messages", "flux_memory_schema")
+    await execute(dsn, "CREATE SCHEMA chat", *(f"ALTER TABLE {name} SET SCHEMA chat" for name in tables))
+    async with PostgresConversationMemory(dsn + "?search_path=chat") as memory:
+        await memory.feedback.add("s", 1)
+    counted = "SELECT (SELECT count(*) FROM chat.messages), (SELECT count(*) FROM chat.feedback)"
+    assert await fetch_rows(dsn, counted) == [(*before[0], 1)]
+    assert await fetch_rows(dsn, "SELECT stars FROM public.feedback") == [(5,)]
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("version", [0, 6])
 async def test_a_table_in_another_schema_is_left_alone(version: int, flux_empty_database: str) -> None:
     """`search_path` may name the schema of another application, which has feedback of its own."""
