@@ -39,7 +39,8 @@ _SEEN: Final[Session] = {
 
 def _new(session_id: str) -> str:
     """Return a short id that no other session has: the calls of other capabilities run at the same time."""
-    return f"{session_id[-12:]} new"
+    # A clause gives an invalid id, too.
+    return f"{str(session_id)[-12:]} new"
 
 
 async def _read_revision(memory: Memory, session_id: str) -> str:
