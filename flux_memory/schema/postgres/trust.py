@@ -40,8 +40,8 @@ WHERE privilege_type OPERATOR(pg_catalog.=) 'CREATE'
     AND (grantee OPERATOR(pg_catalog.=) 0::pg_catalog.oid OR {_STRANGE.format(role="grantee")})
 ORDER BY place
 """  # noqa: S608 - constants of ours
-# Triggers, rules, policies, defaults, constraints and indexes run functions, directly or by operators. Materialized, the
-# query is planned in a third of the time, at each opening.
+# Triggers, rules, policies, defaults, constraints and indexes run functions, directly or by operators. Materialized,
+# the query is planned faster, at each opening.
 SELECT_STRANGERS: Final = f"""
 WITH memory AS (
     SELECT pg_class.oid, pg_class.oid::regclass::text AS shown, relowner, nspowner

@@ -49,7 +49,7 @@ class CapabilitiesContract(Binding):
 
         others = [capability for capability in CALLS if capability is not Capability.CLEAR_ALL]
         at_once = others if Capability.SEVERAL_HANDLES in store.capabilities else []
-        known = dict(zip(at_once, await together(map(find, at_once)), strict=True))
+        known: dict[Capability, str] = dict(zip(at_once, await together(map(find, at_once)), strict=True))
         store.transcript.calls.clear()
         for capability in CALLS:
             before = len(store.transcript.calls)
