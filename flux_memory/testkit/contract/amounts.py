@@ -80,21 +80,27 @@ class AmountsContract(Binding):
         memory = store.open()
         reader = another_handle(store, memory)
         for size in (BATCH, MANY_MESSAGES):
+            stored = size
             session = await memory.create_session()
             batch = _named(range(size))
             ids = [str(row.get("message_id")) for row in batch]
-            for attempt in ("the batch", "its retry"):
-                same = await memory.add_messages(session, batch) == ids
-                assert same, f"{attempt} of {size} messages returned other ids"
+            same = await memory.add_messages(session, batch) == ids
+            assert same, f"the batch of {size} messages returned other ids"
             await _check_contents(reader, session, size)
-            more = _named(range(size // 2, size + 1))
-            same = await reader.add_messages(session, more) == [*ids[size // 2 :], str(size)]
-            assert same, f"a batch with {size - size // 2} stored messages returned other ids"
-            await _check_contents(reader, session, size + 1)
+            # The fast profile retries the shorter batch only.
+            if size == BATCH or store.thorough:
+                same = await memory.add_messages(session, batch) == ids
+                assert same, f"the retry of {size} messages returned other ids"
+                await _check_contents(reader, session, size)
+                more = _named(range(size // 2, size + 1))
+                same = await reader.add_messages(session, more) == [*ids[size // 2 :], str(size)]
+                assert same, f"a batch with {size - size // 2} stored messages returned other ids"
+                stored += 1
+                await _check_contents(reader, session, stored)
             fresh: list[NewMessage] = [{**row, "message_id": f"new {row['content']}"} for row in batch]
             with pytest.raises(ConflictError):
                 await memory.add_messages(session, [*fresh, {"role": "user", "content": "other", "message_id": ids[0]}])
-            await _check_contents(reader, session, size + 1)
+            await _check_contents(reader, session, stored)
 
     @clause(
         "FM-AMT-008",
