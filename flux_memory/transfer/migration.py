@@ -246,9 +246,8 @@ class _Migration:
     async def _load(self, connection: Any, record: MoveRecord | None) -> MergeResult:
         plan, found, advance = self._plan, self._report.preflight, self._watcher.advance
         skips_deleted = record is not None and record.known and not plan.restore_deleted
-        if not skips_deleted and await load(
-            *(connection, self._parts, found, self._watcher, record), drops_keys=self._path.drops_keys
-        ):
+        rows = (connection, self._parts, found, self._watcher, record)
+        if not skips_deleted and await load(*rows, drops_keys=self._path.drops_keys):
             self._filled = True
             return MergeResult(found.sessions, found.messages)
         merged = await merge_parts(
