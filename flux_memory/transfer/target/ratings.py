@@ -96,12 +96,11 @@ async def load_feedback(
         if number == most:
             break
         async with write_transaction(connection):
-            moved = set[str]()
+            wanted = batch
             if recorded and not restores_deleted:
                 moved = await _recorded(connection, [row.id for row in batch])
-            status: str = await connection.execute(
-                INSERT_FEEDBACK, as_json(row for row in batch if row.id not in moved)
-            )
+                wanted = [row for row in batch if row.id not in moved]
+            status: str = await connection.execute(INSERT_FEEDBACK, as_json(wanted))
             added += int(status.rpartition(" ")[2])
             if recorded:
                 await connection.execute(RECORD_IDS, as_json(batch))
