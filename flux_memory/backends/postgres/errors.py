@@ -81,12 +81,22 @@ _WAITING: Final = (
     "handles together, or raise timeout="
 )
 
+_EXPLAINED_BY_FUNCTION: Final = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.InternalServerError,
+)
 _ADVICE_BY_FUNCTION: Final = {
     "check_enable_rls": (
         "a policy may hide rows from the role; connect as a role with BYPASSRLS, or as the owner without FORCE"
     ),
     "ExecWithCheckOptions": (
         "a policy does not let the role store this row; compare the session's user_id with the policies of the table"
+    ),
+    # Citus reports it without the SQLSTATE of the worker's error.
+    "ReportCopyError": (
+        "a worker refused a row; if its key is there already, flux-memory migrate --verify names the sessions with "
+        "wrong numbers; else change or drop the constraint, or look at the worker's log"
     ),
     "find_option": "a policy or a trigger reads this setting; add it to the DSN, as in ?chat.user_id=ann",
 }
@@ -153,7 +163,7 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
     # A FATAL refuses the connection, for a parameter of the DSN.
     if fatal_error(error) is not None:
         return BackendUnavailableError, classify(error).advice
-    if isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.UndefinedObjectError):
+    if isinstance(error, _EXPLAINED_BY_FUNCTION):
         advice = _ADVICE_BY_FUNCTION.get(getattr(error, "server_source_function", None) or "")
         if advice is not None:
             return SchemaError, advice

@@ -243,6 +243,12 @@ async def _original_version(connection: Any) -> int:
     columns: dict[str, set[str]] = {"sessions": set(), "messages": set()}
     for table, column in await connection.fetch(SELECT_COLUMNS):
         columns[table].add(column)
+    if "message_count" in columns["sessions"] and "seq" in columns["messages"]:
+        # Not the original's: flux-memory made or upgraded them.
+        raise SchemaError(
+            f"the tables 'sessions' and 'messages' are flux-memory's, and the table {VERSION_TABLE}, which has their "
+            "version, is missing or not visible; name its schema in search_path, or restore it from a backup"
+        )
     return adopted_version(columns)
 
 
