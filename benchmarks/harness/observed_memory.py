@@ -11,33 +11,59 @@ import json
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import NoOpTracerProvider
 
 from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
 
 CONTENT = "x" * 500
 
 
-class Discarded(SpanExporter):
+EXPORT_SECONDS: Final = 1.0
+"""Seconds between two exports of the metrics; ten to sixty are usual."""
+
+
+class DiscardedSpans(SpanExporter):
     """Takes spans and drops them: the cost of sending them is not this library's."""
 
     def export(self, spans: Any) -> SpanExportResult:
         return SpanExportResult.SUCCESS
 
 
+class DiscardedMetrics(MetricExporter):
+    """Takes metrics and drops them, likewise."""
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **options: Any) -> MetricExportResult:
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **options: Any) -> None:
+        """Nothing is open."""
+
+
+def make_meters() -> MeterProvider:
+    """Return a provider that collects the metrics regularly."""
+    return MeterProvider([PeriodicExportingMetricReader(DiscardedMetrics(), EXPORT_SECONDS * 1_000)])
+
+
 def make_providers() -> dict[str, Any]:
     """Return the OpenTelemetry providers of each way to measure."""
     spans = TracerProvider()
-    spans.add_span_processor(BatchSpanProcessor(Discarded()))
+    spans.add_span_processor(BatchSpanProcessor(DiscardedSpans()))
     return {
-        "metrics": {"meter_provider": MeterProvider([InMemoryMetricReader()]), "tracer_provider": NoOpTracerProvider()},
-        "metrics and spans": {"meter_provider": MeterProvider([InMemoryMetricReader()]), "tracer_provider": spans},
+        "metrics": {"meter_provider": make_meters()},
+        "metrics and spans": {"meter_provider": make_meters(), "tracer_provider": spans},
     }
 
 

@@ -197,16 +197,25 @@ def test_a_peer_that_is_faster_is_named() -> None:
     import harness_cost
 
     cost = {each.name: {"cold": 3.0, "first": 2.0, "test": 0.05, "run": 4.0} for each in harness_cost.CONTENDERS}
-    own, *_, peer = cost
+    local, container = (
+        [each.name for each in harness_cost.CONTENDERS if each.in_container is in_container]
+        for in_container in (False, True)
+    )
+    own, *_, peer = local
+    # Containers are compared with each other, not with local servers.
+    cost |= {name: {"cold": 9.0, "first": 9.0, "test": 0.09, "run": 9.0} for name in container}
     cost[own] = {"cold": 2.0, "first": 1.0, "test": 0.01, "run": 2.0}
     assert harness_cost.slower_than_peers(cost) == []
+    cost[container[0]] = cost[container[0]] | {"run": 9.5}
+    assert [each.partition(":")[0] for each in harness_cost.slower_than_peers(cost)] == [container[0]] * 2
+    cost[container[0]] = cost[container[1]]
     cost[peer]["test"] = 0.009
     (slower,) = harness_cost.slower_than_peers(cost)
     assert slower == f"{own}: test takes 0.010 s, and {peer} 0.009 s"
     about = {"at": "now", "commit": "c", "cores": 2, "cpu": "x", "python": "3", "load_before": 0.1}
     versions = {each.package: "1.2" for each in harness_cost.CONTENDERS}
     page = harness_cost.document(
-        {"about": about, "server": "16", "tests": 5, "rounds": 3, "versions": versions, "cost": cost}
+        {"about": about, "server": "16", "image": "i", "tests": 5, "rounds": 3, "versions": versions, "cost": cost}
     )
     assert f"| {own} | 1.2 | 2.00 | 1.00 | 10.0 | 2.00 |" in page
     assert all(f"| {name} |" in page for name in cost)

@@ -1,4 +1,4 @@
-"""Tests the benchmark of telemetry: it measures each way in a process, and names telemetry that costs while off."""
+"""Tests the benchmark of telemetry: it measures each way in a process, and names telemetry that costs too much."""
 
 # ruff: noqa: PLC0415 - the harness is importable only within the fixture
 from __future__ import annotations
@@ -17,11 +17,12 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(PROJECT / "benchmarks")
 
 
-def make_result(off_us: float) -> dict[str, Any]:
-    """Return a result of one case: the CPU of a call with telemetry off, and 100 us without telemetry."""
+def make_result(off_us: float, metrics_us: float = 100.0) -> dict[str, Any]:
+    """Return a result of one case: the CPU of a call with telemetry off and with metrics, and 100 us without any."""
     import telemetry_cost
 
     rounds = {way: [{"ops": 1_000.0, "cpu_us": off_us}] * 3 for way in telemetry_cost.WAYS}
+    rounds["metrics"] = [{"ops": 1_000.0, "cpu_us": metrics_us}] * 3
     rounds[telemetry_cost.BASELINE] = [{"ops": 1_000.0, "cpu_us": 100.0}] * 3
     about = {"at": "now", "commit": "c", "cores": 2, "cpu": "x", "python": "3", "load_before": 0.1, "rounds": 3}
     return {"about": {**about, "server": "16"}, "engines": {"sqlite": {"add_message, 1 at once": rounds}}}
@@ -35,6 +36,15 @@ def test_telemetry_that_costs_while_off_is_named() -> None:
     (line,) = telemetry_cost.missed(make_result(110.0))
     assert line == "SQLite: telemetry that is off takes 1.10 times the CPU of none; the target is 1.03"
     assert "| add_message, 1 at once | off | 1,000 | 1.00 | 110 | 1.00 |" in telemetry_cost.document(make_result(110.0))
+
+
+def test_metrics_that_cost_too_much_are_named() -> None:
+    """Metrics are for production: up to five per cent need no decision."""
+    import telemetry_cost
+
+    assert telemetry_cost.missed(make_result(100.0, 104.0)) == []
+    (line,) = telemetry_cost.missed(make_result(100.0, 130.0))
+    assert line == "SQLite: calls with metrics take 1.30 times the CPU of those without; the target is 1.05"
 
 
 def test_each_way_is_measured_in_a_process(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from flux_memory.testkit.contract.model.answers import argument_of, difference
 from flux_memory.testkit.contract.model.calls import (
     Answer,
     Answered,
-    Cut,
+    CancelPoint,
     CutOff,
     HangError,
     IdPlaceholder,
@@ -162,7 +162,9 @@ async def test_a_call_is_cancelled_where_it_waits() -> None:
     memory = Hangs(ReferenceStore())
     await memory.create_session(session_id="s")
     hanging = ModelCall("update_session_title", {"session_id": "s", "title": "t"})
-    answers = await at_once([(memory, hanging, Cut(0, "asleep")), (memory, ModelCall("count_sessions", {}), None)])
+    answers = await at_once(
+        [(memory, hanging, CancelPoint(0, "asleep")), (memory, ModelCall("count_sessions", {}), None)]
+    )
     assert answers == [CutOff(), Returned(1)]
     await memory.close()
 

@@ -31,7 +31,7 @@ Record = Callable[[str, object], None]
 # A broken memory may leave handles open and calls without an await.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-REFERENCE_CLAUSES = {"FM-LIF-011", "FM-ORD-002", "FM-LST-002", "FM-MOD-001", "FM-AMT-001"}
+REFERENCE_CLAUSES = {"FM-LIF-011", "FM-LIF-013", "FM-ORD-002", "FM-LST-002", "FM-MOD-001", "FM-AMT-001"}
 """Clauses that need a clock or a damaged row, which only the reference model's store always supports, or minutes.
 
 FM-AMT-001 creates 10,001 sessions, which is proven on the reference model.

@@ -24,6 +24,30 @@ from flux_memory.operations.telemetry import instrument
 instrument()
 """
 
+SET_UP_LATE: Final = """
+import asyncio, sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from flux_memory import ConversationMemory
+from flux_memory.operations.telemetry import instrument
+
+async def main():
+    async with ConversationMemory(sys.argv[1]) as memory:
+        instrument(memory)
+        await memory.ping()
+        tracers, spans = TracerProvider(), InMemorySpanExporter()
+        tracers.add_span_processor(SimpleSpanProcessor(spans))
+        trace.set_tracer_provider(tracers)
+        async with asyncio.timeout(30):
+            while not spans.get_finished_spans():
+                await memory.ping()
+        print({span.name for span in spans.get_finished_spans()})
+
+asyncio.run(main())
+"""
+
 
 @pytest.mark.parametrize("wrong", ["chat.db", 1, ReferenceMemory(ReferenceStore())])
 def test_something_else_cannot_be_instrumented(wrong: Any) -> None:
@@ -40,6 +64,12 @@ async def test_the_setting_switches_it_on(path: Path) -> None:
         await memory.ping()
     async with create_memory(Settings(database_url=f"sqlite:///{path}")) as plain:
         assert plain._life.observers.active is None
+
+
+def test_traces_may_be_set_up_later(path: Path) -> None:
+    """A framework may set up its traces after the memory was made: its calls have spans a second later."""
+    done = subprocess.run([sys.executable, "-c", SET_UP_LATE, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'ping'}\n"
 
 
 def test_a_missing_package_is_named() -> None:

@@ -149,6 +149,29 @@ async def test_a_lock_on_one_session_holds_up_no_other(
 
 
 @pytest.mark.asyncio
+async def test_adds_to_a_locked_session_wait_for_it_in_one_statement(
+    memory: PostgresConversationMemory, flux_empty_database: str
+) -> None:
+    """Otherwise a process whose statement finds the session unlocked stores a batch for each call of the others."""
+    async with connect(flux_empty_database) as other, connect(flux_empty_database) as watcher:
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("SELECT FROM sessions WHERE id = 'held' FOR UPDATE")
+        in_flight = asyncio.create_task(memory.add_message("one", "user", "x"))
+        await asyncio.sleep(0)
+        held = [asyncio.create_task(memory.add_message("held", "user", str(number))) for number in range(6)]
+        await wait_until(partial(watcher.fetchval, "SELECT count(*) = 1 FROM pg_locks WHERE NOT granted"))
+        held[2].cancel()
+        await transaction.rollback()
+    await in_flight
+    outcomes = await asyncio.gather(*held, return_exceptions=True)
+    history = await memory.get_history("held")
+    assert [isinstance(outcome, str) for outcome in outcomes] == [True, True, False, True, True, True]
+    assert [message["content"] for message in history] == ["0", "1", "2", "3", "4", "5"]
+    assert len({message["created_at"] for message in history}) == 1
+
+
+@pytest.mark.asyncio
 async def test_a_lock_that_stays_ends_every_call_that_waits_for_it(
     memory: PostgresConversationMemory, flux_empty_database: str
 ) -> None:

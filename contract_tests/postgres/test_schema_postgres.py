@@ -214,7 +214,7 @@ async def test_a_database_of_an_older_release_is_upgraded(flux_empty_database: s
     first = history("postgres")[0]
     async with connect(flux_empty_database) as connection:
         await connection.execute(schema.CREATE_VERSION_TABLE)
-        await connection.execute(schema.INSERT_VERSION, first.version, first.name, first.checksum)
+        await connection.execute(schema.record(first))
     assert await read_order(flux_empty_database, "one") == ["m3", "m4", "m1", "m6"]
     assert await fetch_rows(flux_empty_database, APPLIED) == VERSIONS
 

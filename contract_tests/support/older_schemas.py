@@ -21,4 +21,4 @@ async def make_version(dsn: str, version: int) -> None:
         for step in history("postgres")[:version]:
             if step.version > 2:
                 await connection.execute(step.sql)
-            await connection.execute(schema.INSERT_VERSION, step.version, step.name, step.checksum)
+            await connection.execute(schema.record(step))

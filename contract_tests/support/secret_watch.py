@@ -1,8 +1,9 @@
 """A watch over the whole run: a server's password that shows in any output fails the test that ran at the time.
 
 For each test it searches printed and logged output, warnings, the output of `flux-memory` in other processes, and
-every error of the library: str, repr, arguments, causes, and the variables of the package's frames in its traceback.
-It does not search pytest's own report of a failed test, which shows the test's arguments and so the throwaway DSN.
+every error of the library: str, repr, arguments, causes, and the variables of the library's frames in its traceback.
+It does not search pytest's own report of a failed test, which shows the test's arguments and so the throwaway DSN. Nor
+does it search frames of the test kit: an application has none, and they hold whole stores.
 """
 
 from __future__ import annotations
@@ -28,10 +29,22 @@ MARKER: Final = "m4rker-of-a-p4ssword"
 MIN_CHARACTERS: Final = 8
 """Shorter passwords would match other words by chance."""
 _PACKAGE: Final = str(Path(flux_memory.__file__).parent)
+_KIT: Final = str(Path(_PACKAGE) / "testkit")
+_MOST_CHARACTERS: Final = 10_000
+
+
+class _Short(reprlib.Repr):
+    """Leaves texts as they are: there are millions, and the search needs no quotes."""
+
+    def repr1(self, x: Any, level: int) -> str:
+        if type(x) is str and len(x) <= _MOST_CHARACTERS:
+            return x
+        return super().repr1(x, level)
+
 
 # A variable can hold a huge text many times over; a DSN stands among its first characters.
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 10_000
+_short = _Short()
+_short.maxstring = _short.maxother = _MOST_CHARACTERS
 _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 1_000
 _short.maxlevel = 20
 
@@ -58,14 +71,18 @@ def search_text(where: str, text: str) -> None:
 
 
 def search_error(error: BaseException) -> None:
-    """Search everything that shows of an error: its text, its causes, and the variables of the package's frames."""
+    """Search everything that shows of an error: its text, its causes, and the variables of the library's frames."""
     for one in _causes(error):
         name = type(one).__name__
         search_text(f"the words of {name}", f"{one} {one!r} {one.args!r} {getattr(one, '__notes__', '')!r}")
         for frame, _ in traceback.walk_tb(one.__traceback__):
-            if frame.f_code.co_filename.startswith(_PACKAGE):
+            if _is_of_library(frame.f_code.co_filename):
                 held = ", ".join(map(_short.repr, frame.f_locals.values()))
                 search_text(f"a frame's variables in the traceback of {name}", held)
+
+
+def _is_of_library(path: str) -> bool:
+    return path.startswith(_PACKAGE) and not path.startswith(_KIT)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ from flux_memory import records
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.long_calls import build_off_loop
 from flux_memory.feedback import Feedback, FeedbackEntry, FeedbackStats
-from flux_memory.records.ratings import DatedFeedback, Stored
+from flux_memory.records.ratings import DatedFeedback, ImportOutcome
 from flux_memory.shapes import Metadata
 
 Run = Callable[..., Awaitable[Any]]
@@ -89,9 +89,9 @@ class CheckedFeedback(Feedback):
 
         await self._run(call, operation="feedback.delete")
 
-    async def add_dated(self, entries: Sequence[DatedFeedback]) -> list[Stored]:
+    async def add_dated(self, entries: Sequence[DatedFeedback]) -> list[ImportOutcome]:
         """Add entries with their own times, all in one transaction, and return what became of each."""
-        outcomes: list[Stored] = await self._run(
+        outcomes: list[ImportOutcome] = await self._run(
             lambda access: self._add_dated(access, entries), operation="feedback.add_dated"
         )
         return outcomes
@@ -123,7 +123,7 @@ class CheckedFeedback(Feedback):
         """Delete an entry if it exists."""
 
     @abstractmethod
-    async def _add_dated(self, access: Any, entries: Sequence[DatedFeedback]) -> list[Stored]:
+    async def _add_dated(self, access: Any, entries: Sequence[DatedFeedback]) -> list[ImportOutcome]:
         """See `add_dated`."""
 
     @abstractmethod

@@ -35,6 +35,10 @@ class Observer:
     Methods are called on event loops and on SQLite's threads, and must neither block nor raise.
     """
 
+    def bind(self, handle: Observers) -> Observer:
+        """Return the observer that a handle notifies in place of this one, by default this one."""
+        return self
+
     def call(self, operation: str, handle: Observers) -> AbstractContextManager[object]:
         """Return a context in which a call of the public API runs; its error passes through."""
         return nullcontext()
@@ -126,7 +130,7 @@ class Observers:
         return (self._own or _EVERYWHERE[0]) is observer
 
     def _refresh(self) -> None:
-        found = [each for each in (self._own or _EVERYWHERE[0], self._slow) if each is not None]
+        found = [each.bind(self) for each in (self._own or _EVERYWHERE[0], self._slow) if each is not None]
         self.active = _Several(found) if len(found) > 1 else found[0] if found else None
 
 

@@ -16,7 +16,7 @@ import click
 from flux_memory.records.printing import printable
 
 if TYPE_CHECKING:
-    from flux_memory.testkit.evidence.diff import Change, Difference
+    from flux_memory.testkit.evidence.diff import ClauseChange, Difference
     from flux_memory.testkit.evidence.document import Evidence
 
 _REASON_CHARACTERS: Final = 200
@@ -76,7 +76,7 @@ def _show(difference: Difference, before: Evidence, after: Evidence) -> None:
 
 
 def _section(
-    title: str, changes: Sequence[Change], in_both: set[str], *, colour: str | None = None, timed: bool = False
+    title: str, changes: Sequence[ClauseChange], in_both: set[str], *, colour: str | None = None, timed: bool = False
 ) -> None:
     if not changes:
         return
@@ -89,7 +89,7 @@ def _section(
             _show_change(change, timed=timed)
 
 
-def _show_change(change: Change, *, timed: bool) -> None:
+def _show_change(change: ClauseChange, *, timed: bool) -> None:
     moved = f"{change.before or 'not there'} -> {change.after or 'not there'}"
     if timed:
         moved = f"{change.seconds_before * 1000:.0f} ms -> {change.seconds_after * 1000:.0f} ms"

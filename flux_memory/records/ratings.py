@@ -21,7 +21,7 @@ _ENTRY_CHARACTERS: Final = 400
 """Characters of JSON that take as long to decode as an entry without metadata takes to build."""
 
 
-class Stored(StrEnum):
+class ImportOutcome(StrEnum):
     """What became of an entry that was written with its own time."""
 
     ADDED = "added"

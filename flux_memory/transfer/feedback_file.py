@@ -15,7 +15,7 @@ from flux_memory import records
 from flux_memory.errors import InvalidInputError, MigrationError
 from flux_memory.feedback import FeedbackEntry
 from flux_memory.records import timestamps
-from flux_memory.records.ratings import DatedFeedback, Stored
+from flux_memory.records.ratings import DatedFeedback, ImportOutcome
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.quarantine import refuse_unwritable
 from flux_memory.transfer.tempfiles import publish, unproven_file
@@ -39,7 +39,7 @@ _BEFORE_ALL: Final = ("", "")
 class DatedStore(Protocol):
     """The feedback of either engine."""
 
-    async def add_dated(self, entries: list[DatedFeedback]) -> list[Stored]:
+    async def add_dated(self, entries: list[DatedFeedback]) -> list[ImportOutcome]:
         """Add entries with their own times, and return what became of each."""
         ...
 
@@ -149,9 +149,9 @@ async def _store(
         return
     outcomes = await store.add_dated([entry for _, entry in batch])
     for (line, entry), outcome in zip(batch, outcomes, strict=True):
-        if outcome is Stored.ADDED:
+        if outcome is ImportOutcome.ADDED:
             report.added += 1
-        elif outcome is Stored.PRESENT:
+        elif outcome is ImportOutcome.PRESENT:
             report.present += 1
         else:
             refused.add(line, f"other feedback has the id {entry.row.id!r:.80}, and was left as it was")

@@ -24,6 +24,7 @@ from flux_memory.transfer.source.helper import read_all
 from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.source.reader import Source, inspect_source, refuse_unknown
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
+from flux_memory.transfer.target.choosing import choose_path
 from flux_memory.transfer.target.load import added_columns, load, refuse_to_replace, replace
 from flux_memory.transfer.target.merge import MergeResult
 from flux_memory.transfer.target.moves import NOT_RECORDED, MoveRecord, find_source_ids, may_read_record, open_record
@@ -34,13 +35,12 @@ from flux_memory.transfer.target.server import (
     WRITING,
     analyze,
     inspect_target,
-    make_durable,
     open_connection,
     prepare_schema,
-    read_transaction,
     rehearsal,
     write_transaction,
 )
+from flux_memory.transfer.target.transfer_path import ONE_SERVER_TRANSFER
 from flux_memory.transfer.target.verify import Comparison, Forecast, Losses, check_keys, compare
 from flux_memory.transfer.tempfiles import private_directory
 from flux_memory.transfer.threads import run_in_thread
@@ -80,10 +80,11 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
             stopped = threading.Event()
             await run_in_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
             async with open_connection(plan.postgres_dsn) as connection:
-                if (await inspect_target(connection)).sessions:
+                target = await inspect_target(connection)
+                if target.sessions:
                     async with rehearsal(connection):
                         await prepare_schema(connection)
-                        await add_sessions_of_target(path, connection)
+                        await add_sessions_of_target(path, connection, choose_path(target))
         snapshot = stack.enter_context(snapshot_of(path))
         with Spool() as spool, FeedbackSpool() as entries:
             feedback = FeedbackStage(plan, entries)
@@ -103,6 +104,7 @@ class _Migration:
         self._spool: Final = spool
         self._feedback: Final = feedback
         self._parts: list[Spool] = []
+        self._path = ONE_SERVER_TRANSFER
         self._filled = False
         """Whether an empty target was filled, whose statistics the server does not have yet."""
 
@@ -114,6 +116,7 @@ class _Migration:
         async with open_connection(plan.postgres_dsn) as connection:
             for_reading = plan.mode is Mode.VERIFY
             target = await inspect_target(connection, for_reading=for_reading, replaces=plan.replace)
+            self._path = choose_path(target)
             self._watcher.say(describe_target(target, plan, report.target))
             if plan.replace and target.has_tables:
                 await refuse_to_replace(connection)
@@ -132,7 +135,7 @@ class _Migration:
             if report.status is Status.DIFFERENT and plan.replace:
                 return
             with report.phase(self._watcher, "Flush", None):
-                await make_durable(connection)
+                await self._path.flush(connection)
         path = plan.quarantine_file
         if path is not None and plan.mode is Mode.MOVE and report.preflight.refused:
             # Last, since an existing file is refused: until this one exists, the same command can be run again.
@@ -210,7 +213,7 @@ class _Migration:
             only_loaded, found, source_ids = plan.replace, Comparison(), None
             if replaces:
                 report.losses = Losses(columns=await added_columns(connection))
-                await compare(report.losses, connection, *self._source_side())
+                await compare(report.losses, connection, *self._source_side(), statement=self._path.statement)
                 await self._feedback.compare(report.losses, connection)
             elif not plan.replace:
                 source_ids = await self._find_source_ids(connection)
@@ -220,6 +223,7 @@ class _Migration:
                 connection,
                 first,
                 record,
+                self._path,
                 replaces=plan.replace,
                 restores_deleted=plan.restore_deleted,
                 watcher=self._watcher,
@@ -252,7 +256,9 @@ class _Migration:
     async def _load(self, connection: Any, record: MoveRecord | None) -> MergeResult:
         plan, found, advance = self._plan, self._report.preflight, self._watcher.advance
         skips_deleted = record is not None and record.known and not plan.restore_deleted
-        if not skips_deleted and await load(connection, self._parts, found, self._watcher, record):
+        if not skips_deleted and await load(
+            *(connection, self._parts, found, self._watcher, record), drops_keys=self._path.drops_keys
+        ):
             self._filled = True
             return MergeResult(found.sessions, found.messages)
         merged = await merge_parts(
@@ -260,6 +266,7 @@ class _Migration:
             connection,
             self._parts,
             record,
+            self._path,
             batch_size=plan.batch_size,
             restores_deleted=plan.restore_deleted,
             advance=advance,
@@ -277,7 +284,9 @@ class _Migration:
         await transaction.start()
         await connection.execute(WRITING)
         with report.phase(self._watcher, "Load", found.sessions + found.messages):
-            before = await replace(connection, self._parts, found, self._watcher, record)
+            before = await replace(
+                *(connection, self._parts, found, self._watcher, record), drops_keys=self._path.drops_keys
+            )
             entries = await self._feedback.replace(connection)
         with report.phase(self._watcher, "Analyze", None):
             await connection.execute(ANALYZE)
@@ -300,8 +309,9 @@ class _Migration:
     async def _prove(self, connection: Any) -> None:
         """Compare both sides in a new transaction."""
         with self._report.phase(self._watcher, "Verify", None):
-            async with read_transaction(connection):
-                await self._compare(connection, await self._find_source_ids(connection), Comparison())
+            async with self._path.read(connection, self._plan.postgres_dsn) as is_one_moment:
+                found = Comparison(is_one_moment=is_one_moment)
+                await self._compare(connection, await self._find_source_ids(connection), found)
 
     async def _find_source_ids(self, connection: Any) -> list[UUID] | None:
         """Return the ids that the source may have in the target's record of moves; `None` if it cannot be read."""
@@ -325,7 +335,10 @@ class _Migration:
         skips_deleted = self._plan.mode is not Mode.VERIFY and not self._plan.restore_deleted
         source, validator, every = self._source_side()
         await compare(
-            found, connection, source, validator, digests or every, source_ids=source_ids, skips_deleted=skips_deleted
+            *(found, connection, source, validator, digests or every),
+            statement=self._path.statement,
+            source_ids=source_ids,
+            skips_deleted=skips_deleted,
         )
         if digests is None:
             await self._feedback.compare(found, connection)

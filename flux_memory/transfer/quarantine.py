@@ -17,6 +17,7 @@ from flux_memory.errors import MigrationError
 from flux_memory.transfer.rows.raw import FEEDBACK_FIELDS, MESSAGE_FIELDS, SESSION_FIELDS, RawRow
 from flux_memory.transfer.rows.spool import RefusedRow
 from flux_memory.transfer.target.server import SELECT_SESSIONS
+from flux_memory.transfer.target.transfer_path import TransferPath
 from flux_memory.transfer.tempfiles import publish, unproven_file
 
 # No keys and no types: an uncorrected row must be stored as it is, to be refused again by the same rules.
@@ -120,7 +121,7 @@ def _value(value: object) -> object:
     return value
 
 
-async def add_sessions_of_target(scratch: Path, connection: Any) -> None:
+async def add_sessions_of_target(scratch: Path, connection: Any, path: TransferPath) -> None:
     """Add sessions of the target to which messages of the file belong: an orphan may have a session there by now."""
     with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
         last = ""
@@ -128,7 +129,7 @@ async def add_sessions_of_target(scratch: Path, connection: Any) -> None:
             last = ids[-1]
             # PostgreSQL cannot store a NUL, so no session there has such an id.
             storable = write_texts(id_ for id_ in ids if "\x00" not in id_)
-            found = await connection.fetch(SELECT_SESSIONS, storable)
+            found = await connection.fetch(path.statement(SELECT_SESSIONS), storable)
             db.executemany(INSERT_SESSION, [tuple(row) for row in found])
 
 

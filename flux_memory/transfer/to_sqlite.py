@@ -22,10 +22,12 @@ from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.preflight import preflight
 from flux_memory.transfer.source.ratings import read_feedback
 from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_source
+from flux_memory.transfer.target.choosing import choose_path
 from flux_memory.transfer.target.copy_out import copy_out
 from flux_memory.transfer.target.merge import MergeResult
 from flux_memory.transfer.target.ratings import compare_feedback
-from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction
+from flux_memory.transfer.target.server import inspect_target, open_connection
+from flux_memory.transfer.target.transfer_path import TransferPath
 from flux_memory.transfer.target.verify import Comparison, compare
 from flux_memory.transfer.tempfiles import publish, unproven_file
 from flux_memory.transfer.threads import run_in_thread
@@ -33,12 +35,12 @@ from flux_memory.transfer.threads import run_in_thread
 SELECT_SESSIONS: Final = """
 SELECT id, user_id, created_at, updated_at
 FROM sessions
-ORDER BY id::text COLLATE "C"
+ORDER BY id COLLATE "C"
 """
 SELECT_DETAILS: Final = """
 SELECT session_id, title, metadata::text
 FROM session_details
-ORDER BY session_id::text COLLATE "C"
+ORDER BY session_id COLLATE "C"
 """
 SELECT_MESSAGES: Final = """
 SELECT
@@ -50,7 +52,7 @@ SELECT
     metadata::text,
     created_at
 FROM messages
-ORDER BY session_id::text COLLATE "C", seq
+ORDER BY session_id COLLATE "C", seq
 """
 INSERT_SESSION: Final = """
 INSERT INTO sessions (id, user_id, created_at, updated_at, revision)
@@ -64,7 +66,7 @@ SELECT_FEEDBACK: Final = """
 SELECT
     id, session_id, message_id, user_id, rating::text, comment, corrected_answer, metadata::text, created_at
 FROM feedback
-ORDER BY id::text COLLATE "C"
+ORDER BY id COLLATE "C"
 """
 INSERT_FEEDBACK: Final = """
 INSERT INTO feedback (id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at)
@@ -106,7 +108,7 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
     try:
         with unproven_file(sqlite_path) as unproven:
             await _write_and_prove(postgres_dsn, unproven, report, watcher)
-            if report.status is Status.IDENTICAL:
+            if report.status is not Status.DIFFERENT:
                 await run_in_thread(lambda: publish(unproven, sqlite_path), lambda: None, undo=sqlite_path.unlink)
     except FluxMemoryError:
         # An unreachable server is an OSError, too.
@@ -124,11 +126,12 @@ async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, wa
     async with open_connection(postgres_dsn) as connection:
         found = await inspect_target(connection, for_reading=True)
         watcher.say(f"Found {found.sessions:,} sessions, {found.messages:,} messages at {report.source}")
-        async with read_transaction(connection):
+        path = choose_path(found)
+        async with path.read(connection, postgres_dsn) as is_one_moment:
             with report.phase(watcher, "Load", found.sessions + found.messages):
                 report.moved = await _write(connection, unproven, watcher)
             with report.phase(watcher, "Verify", None):
-                await _verify(connection, unproven, report)
+                await _verify(connection, unproven, report, path, is_one_moment=is_one_moment)
 
 
 def _refuse_existing(path: Path) -> None:
@@ -250,9 +253,9 @@ def _finish(db: sqlite3.Connection) -> None:
     db.execute("COMMIT")
 
 
-async def _verify(connection: Any, path: Path, report: Report) -> None:
+async def _verify(connection: Any, file: Path, report: Report, path: TransferPath, *, is_one_moment: bool) -> None:
     """Read the file as a migration would, and compare it with the snapshot that it was written from."""
-    with closing(_open_to_read(path)) as db:
+    with closing(_open_to_read(file)) as db:
         source = Source(db, inspect_source(db))
         validator = RowValidator(UTC)
         with Spool() as spool, FeedbackSpool() as entries:
@@ -268,12 +271,15 @@ async def _verify(connection: Any, path: Path, report: Report) -> None:
             async def opened() -> Source:
                 return source
 
-            found = report.verification = Comparison()
-            await compare(found, connection, opened, validator, spool.digests())
+            found = report.verification = Comparison(is_one_moment=is_one_moment)
+            await compare(found, connection, opened, validator, spool.digests(), statement=path.statement)
             await compare_feedback(found, connection, entries)
             for (id_,) in await run_in_thread(lambda: db.execute(SELECT_MISNUMBERED).fetchall(), db.interrupt):
                 found.add("messages numbered wrongly in the file", id_)
-    report.status = Status.IDENTICAL if found.identical and not report.preflight.refused else Status.DIFFERENT
+    if found.identical and not report.preflight.refused:
+        report.status = Status.IDENTICAL
+    elif found.same_rows and not report.preflight.refused:
+        report.status = Status.CONTAINED
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:

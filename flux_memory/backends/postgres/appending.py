@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from flux_memory.backends.postgres.arrays import write_texts
-from flux_memory.backends.postgres.locking import Change
+from flux_memory.backends.postgres.locking import SessionChange
 from flux_memory.backends.postgres.lookup import FIND_MESSAGE
 from flux_memory.records import SessionUpdate
 
@@ -106,9 +106,11 @@ def is_conditional_append(update: SessionUpdate) -> bool:
     return update == bare and update.expected_revision is not None and bool(update.messages)
 
 
-def make_append(session_id: str, revision: str, update: SessionUpdate) -> Change:
+def make_append(session_id: str, revision: str, update: SessionUpdate) -> SessionChange:
     """Return the statement of a conditional append, which gives the session its new revision."""
     if len(update.messages) == 1:
-        return Change(APPEND_MESSAGE, lambda: (session_id, revision, update.expected_revision, *update.messages[0]))
+        return SessionChange(
+            APPEND_MESSAGE, lambda: (session_id, revision, update.expected_revision, *update.messages[0])
+        )
     texts = [write_texts(texts) for texts in zip(*update.messages, strict=True)]
-    return Change(APPEND_MESSAGES, lambda: (session_id, revision, update.expected_revision, *texts))
+    return SessionChange(APPEND_MESSAGES, lambda: (session_id, revision, update.expected_revision, *texts))

@@ -11,7 +11,7 @@ from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.locking import in_transaction
 from flux_memory.backends.postgres.retry import RetryingExecutor
-from flux_memory.records.ratings import DatedFeedback, FeedbackRow, Stored
+from flux_memory.records.ratings import DatedFeedback, FeedbackRow, ImportOutcome
 
 SELECT_OWNERS: Final = "SELECT id, user_id FROM sessions WHERE id::text = ANY ($1::text::text[])"
 INSERT_ENTRIES: Final = """
@@ -32,7 +32,9 @@ WHERE id::text = ANY ($1::text::text[])
 """
 
 
-async def add_entries(executor: RetryingExecutor, state: CallState, entries: Sequence[DatedFeedback]) -> list[Stored]:
+async def add_entries(
+    executor: RetryingExecutor, state: CallState, entries: Sequence[DatedFeedback]
+) -> list[ImportOutcome]:
     """Add entries that are not stored, and return what became of each.
 
     Args:
@@ -45,7 +47,7 @@ async def add_entries(executor: RetryingExecutor, state: CallState, entries: Seq
     )
 
 
-async def _add(connection: Any, entries: Sequence[DatedFeedback]) -> list[Stored]:
+async def _add(connection: Any, entries: Sequence[DatedFeedback]) -> list[ImportOutcome]:
     first: dict[str, DatedFeedback] = {}
     for entry in entries:
         first.setdefault(entry.row.id, entry)
@@ -59,18 +61,18 @@ async def _add(connection: Any, entries: Sequence[DatedFeedback]) -> list[Stored
     added = {id_ for (id_,) in await connection.fetch(INSERT_ENTRIES, items)}
     others = write_texts(first.keys() - added)
     stored = {id_: parts for id_, *parts in await connection.fetch(SELECT_STORED, others)}
-    outcomes: list[Stored] = []
+    outcomes: list[ImportOutcome] = []
     for entry in entries:
         row, own = entry.row, first[entry.row.id]
         if entry is own and row.id in added:
-            outcomes.append(Stored.ADDED)
+            outcomes.append(ImportOutcome.ADDED)
         elif row.id in added:
             outcomes.append(_outcome(row, own.row[1:]))
         else:
             # One that was deleted since the insertion is not the same either.
-            outcomes.append(_outcome(row, stored[row.id]) if row.id in stored else Stored.TAKEN)
+            outcomes.append(_outcome(row, stored[row.id]) if row.id in stored else ImportOutcome.TAKEN)
     return outcomes
 
 
-def _outcome(row: FeedbackRow, stored: Sequence[Any]) -> Stored:
-    return Stored.PRESENT if row.same_as(stored) else Stored.TAKEN
+def _outcome(row: FeedbackRow, stored: Sequence[Any]) -> ImportOutcome:
+    return ImportOutcome.PRESENT if row.same_as(stored) else ImportOutcome.TAKEN

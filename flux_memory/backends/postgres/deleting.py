@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from flux_memory import records
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.feedback import erase_of_user, erase_without_owner
-from flux_memory.backends.postgres.locking import Change, change_session
+from flux_memory.backends.postgres.locking import SessionChange, change_session
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
 from flux_memory.errors import OutcomeUnknownError, SchemaError
@@ -90,7 +90,7 @@ async def delete_session(
         OutcomeUnknownError: The answer of an attempt was lost, and there is a session with another revision.
         SchemaError: A trigger or a policy kept the session.
     """
-    deletion = Change(DELETE_SESSION, lambda: (session_id, expected_revision))
+    deletion = SessionChange(DELETE_SESSION, lambda: (session_id, expected_revision))
     outcome, *_ = await change_session(executor, state, deletion)
     if outcome == ChangeOutcome.KEPT:
         raise SchemaError(

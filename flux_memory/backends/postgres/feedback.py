@@ -20,7 +20,7 @@ from flux_memory.backends.postgres.locking import in_transaction
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.errors import SchemaError
 from flux_memory.records.limits import MAX_ID_LENGTH
-from flux_memory.records.ratings import DatedFeedback, Stored
+from flux_memory.records.ratings import DatedFeedback, ImportOutcome
 
 # The lock keeps the session until the entry is stored: an erasure of its user, which deletes the sessions first, finds
 # the entry. Adds of messages do not wait for it.
@@ -131,8 +131,8 @@ class PostgresFeedback(CheckedFeedback):
         statements, what = (DELETE_ENTRY, SELECT_ENTRY), f"the feedback {feedback_id!r:.80}"
         await access.write(lambda store, state: _delete_all(store.executor, state, statements, feedback_id, what))
 
-    async def _add_dated(self, access: Access, entries: Sequence[DatedFeedback]) -> list[Stored]:
-        outcomes: list[Stored] = await access.write(
+    async def _add_dated(self, access: Access, entries: Sequence[DatedFeedback]) -> list[ImportOutcome]:
+        outcomes: list[ImportOutcome] = await access.write(
             lambda store, state: dated_feedback.add_entries(store.executor, state, entries)
         )
         return outcomes

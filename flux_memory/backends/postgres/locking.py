@@ -21,7 +21,7 @@ LOCK_SESSION: Final = "SELECT TRUE FROM sessions WHERE id::text = $1 FOR NO KEY 
 SKIPPING: Final = " SKIP LOCKED"
 
 
-class Change(NamedTuple):
+class SessionChange(NamedTuple):
     """A statement that changes one session and returns one row, which begins with a `ChangeOutcome`."""
 
     sql: str
@@ -30,7 +30,7 @@ class Change(NamedTuple):
 
 
 async def change_session(
-    executor: RetryingExecutor, state: CallState, change: Change, *, shortcut: Change | None = None
+    executor: RetryingExecutor, state: CallState, change: SessionChange, *, shortcut: SessionChange | None = None
 ) -> list[Any]:
     """Run a change of one session and return the row of its outcome.
 

@@ -31,9 +31,13 @@ class OpenStore(NamedTuple):
     executor: RetryingExecutor
     writers: MessageWriters
     replicas: ReplicaReads | None
+    filling: asyncio.Task[None] | None
+    """Opens further connections, up to `min_size`."""
 
     async def close(self, seconds: float) -> None:
         """Close all connections, by force after a number of seconds."""
+        if self.filling is not None:
+            self.filling.cancel()
         closing = [self.pool.close(seconds)]
         if self.replicas is not None:
             closing.append(self.replicas.close(seconds))
@@ -62,7 +66,7 @@ async def open_store(
 
     async def prepare_first(connection: Any) -> WritePath:
         nonlocal filling
-        # Beside the checks, each of which is a round trip, and only once the server has let the first connection in.
+        # Beside the checks and the first call, and only once the server has let the first connection in.
         filling = filling or loop.create_task(pool.fill())
         return await prepare(connection, shown, deadline=began + timeout * _PREPARING_SHARE)
 
@@ -85,9 +89,7 @@ async def open_store(
             except BaseException:
                 replicas.terminate()
                 raise
-        if filling is not None:
-            await asyncio.wait([filling])
-    return OpenStore(pool, executor, MessageWriters(executor), replicas)
+    return OpenStore(pool, executor, MessageWriters(executor), replicas, filling)
 
 
 async def _close_at_end_of_loop(connections: _Closable) -> AsyncGenerator[None, None]:

@@ -75,6 +75,8 @@ class OwnPool(MeteredPool):
         self._idle: list[_Idle] = []
         self._expired: set[Any] = set()
         self._openings: set[asyncio.Task[Any]] = set()
+        self._spares: set[asyncio.Task[Any]] = set()
+        """The openings of `fill` that no call waits for."""
         self._fewest_idle = 0
         self._trimming: asyncio.TimerHandle | None = None
         self._has_answered = False
@@ -214,6 +216,14 @@ class OwnPool(MeteredPool):
         loop = asyncio.get_running_loop()
         began, tried = loop.time(), 0
         while (connection := self._take_idle()) is None:
+            if self._spares:
+                try:
+                    await asyncio.wait([self._spares.pop()])
+                except BaseException:
+                    self._permits.release()
+                    raise
+                # Put back by now, unless it failed.
+                continue
             # In its own task: asyncpg leaks a connection whose opening is cancelled.
             opening = self._begin_opening()
             try:
@@ -283,6 +293,8 @@ class OwnPool(MeteredPool):
     async def _open_spare(self) -> None:
         await self._permits.acquire()
         opening = self._begin_opening()
+        self._spares.add(opening)
+        opening.add_done_callback(self._spares.discard)
         opening.add_done_callback(self._keep_or_release)
         await asyncio.shield(opening)
 

@@ -11,7 +11,7 @@ from flux_memory.backends.long_calls import build_off_loop
 from flux_memory.backends.postgres.appending import is_conditional_append, make_append
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.locking import Change, change_session
+from flux_memory.backends.postgres.locking import SessionChange, change_session
 from flux_memory.backends.postgres.lookup import FIND_MESSAGE
 from flux_memory.backends.postgres.outcomes import ChangeOutcome
 from flux_memory.backends.postgres.retry import RetryingExecutor
@@ -246,7 +246,7 @@ LEFT JOIN changed ON TRUE
 async def update_title(executor: RetryingExecutor, state: CallState, session_id: str, title: str) -> bool:
     """Change a session's title; return whether the session exists."""
     # An attempt whose answer was lost may have set its revision already, and another change may have replaced it.
-    change = Change(UPDATE_TITLE, lambda: (session_id, title, records.make_revision()))
+    change = SessionChange(UPDATE_TITLE, lambda: (session_id, title, records.make_revision()))
     outcome, *_ = await change_session(executor, state, change)
     return bool(outcome == ChangeOutcome.DONE)
 
@@ -258,7 +258,7 @@ async def pop_message(executor: RetryingExecutor, state: CallState, session_id: 
         OutcomeUnknownError: The answer of an attempt was lost.
     """
     revision = records.make_revision()
-    change = Change(POP_MESSAGE, lambda: (session_id, revision, state.lost))
+    change = SessionChange(POP_MESSAGE, lambda: (session_id, revision, state.lost))
     outcome, *row = await change_session(executor, state, change)
     if outcome == ChangeOutcome.APPLIED:
         raise OutcomeUnknownError(
@@ -286,7 +286,7 @@ async def update_session(
         OutcomeUnknownError: The answer of an attempt was lost, and the session has changed since.
     """
     revision = records.make_revision()
-    change = Change(UPDATE_SESSION, lambda: (session_id, revision, state.lost, *_values(update)))
+    change = SessionChange(UPDATE_SESSION, lambda: (session_id, revision, state.lost, *_values(update)))
     shortcut = make_append(session_id, revision, update) if is_conditional_append(update) else None
     outcome, *answer = await change_session(executor, state, change, shortcut=shortcut)
     if outcome in {ChangeOutcome.DONE, ChangeOutcome.APPLIED, ChangeOutcome.DAMAGED}:

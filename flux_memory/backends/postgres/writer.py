@@ -35,8 +35,8 @@ class MessageWriter:
     stored; one that was sent is stored as a whole or not at all. A statement is cancelled once all its callers are
     gone. A session's next calls are sent as soon as its callers in the statement before are answered or gone.
 
-    A shared statement skips locked sessions. Each of these gets a statement that waits for the lock, or is tried again
-    after `LOCKED_SECONDS` if too many statements wait for locks.
+    A shared statement skips locked sessions. Each of these gets a statement of its own that waits for the lock with all
+    calls that fit, or is tried again after `LOCKED_SECONDS` if too many statements wait for locks.
 
     Args:
         executor: Runs the statements.
@@ -274,8 +274,9 @@ class MessageWriter:
         if self._executor.may_wait_for_lock():
             statement = AddStatement()
             self._executor.on_lock.add(statement)
-            # One call only, so that its caller can cancel the statement before later calls are sent.
-            self._take(statement, queue, [1, BATCH_ROWS, BATCH_CHARACTERS])
+            # As many calls as an unlocked session gets: with one, the process that finds the session unlocked by chance
+            # stores a batch for each call of the others.
+            self._take(statement, queue, [MIN_BATCH, BATCH_ROWS, BATCH_CHARACTERS])
             self._gathered += statement.gathered
             self._start(statement)
             return

@@ -41,7 +41,7 @@ UPDATE_STATE: Final = "UPDATE sessions SET message_count = ?, updated_at = ?, re
 SELECT_SAME_ID: Final = "SELECT role, content, metadata FROM messages WHERE session_id = ? AND id = ? AND seq <= ?"
 
 
-class Target(NamedTuple):
+class AddTarget(NamedTuple):
     """The session that messages are added to."""
 
     session_id: str
@@ -51,7 +51,7 @@ class Target(NamedTuple):
     """The owner of a session that is created, and the one that it must have if this is not empty."""
 
 
-def check_target(session_id: object, create: object, user_id: object) -> Target:
+def check_target(session_id: object, create: object, user_id: object) -> AddTarget:
     """Return the checked arguments of an add that name its session.
 
     Args:
@@ -65,8 +65,8 @@ def check_target(session_id: object, create: object, user_id: object) -> Target:
     """
     creates, owner = records.check_flag("create", create), records.check_owner(user_id)
     if creates:
-        return Target(records.check_id("session_id", session_id), creates, owner)
-    return Target(records.check_session_id(session_id), creates, owner)
+        return AddTarget(records.check_id("session_id", session_id), creates, owner)
+    return AddTarget(records.check_session_id(session_id), creates, owner)
 
 
 def create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
@@ -77,7 +77,7 @@ def create_session(row: records.SessionRow, db: sqlite3.Connection) -> str:
     return row.id
 
 
-def add_message(target: Target, row: records.MessageRow, db: sqlite3.Connection) -> None:
+def add_message(target: AddTarget, row: records.MessageRow, db: sqlite3.Connection) -> None:
     """Add a message whose id is new, so that no stored message can have it."""
     counter = db.execute(BUMP_COUNTER, (timestamps.utc_now(), target.session_id, target.user_id)).fetchall()
     if not counter:
@@ -89,7 +89,7 @@ def add_message(target: Target, row: records.MessageRow, db: sqlite3.Connection)
     check_changed(db.execute(INSERT_MESSAGE, values).rowcount)
 
 
-def add_messages(target: Target, rows: list[records.MessageRow], db: sqlite3.Connection) -> None:
+def add_messages(target: AddTarget, rows: list[records.MessageRow], db: sqlite3.Connection) -> None:
     """Add the messages of a batch that are not stored."""
     session_id, create, user_id = target
     session = fetch(SELECT_STATE, (session_id,), db)

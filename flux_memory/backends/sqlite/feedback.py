@@ -15,7 +15,7 @@ from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.queue import Work
 from flux_memory.errors import ConflictError
 from flux_memory.records import timestamps
-from flux_memory.records.ratings import DatedFeedback, Stored
+from flux_memory.records.ratings import DatedFeedback, ImportOutcome
 
 SELECT_SAME_ID: Final = """
 SELECT session_id, message_id, rating, comment, corrected_answer, metadata FROM feedback WHERE id = ?
@@ -86,8 +86,8 @@ class SQLiteFeedback(CheckedFeedback):
     async def _delete(self, access: Access, feedback_id: str) -> None:
         await access.write(partial(delete_entry, feedback_id), None)
 
-    async def _add_dated(self, access: Access, entries: Sequence[DatedFeedback]) -> list[Stored]:
-        outcomes: list[Stored] = await access.write(partial(add_entries, entries), None)
+    async def _add_dated(self, access: Access, entries: Sequence[DatedFeedback]) -> list[ImportOutcome]:
+        outcomes: list[ImportOutcome] = await access.write(partial(add_entries, entries), None)
         return outcomes
 
     async def _select_following(self, access: Access, after: tuple[str, str], limit: int) -> Sequence[Any]:
@@ -95,14 +95,14 @@ class SQLiteFeedback(CheckedFeedback):
         return rows
 
 
-def add_entries(entries: Sequence[DatedFeedback], db: sqlite3.Connection) -> list[Stored]:
+def add_entries(entries: Sequence[DatedFeedback], db: sqlite3.Connection) -> list[ImportOutcome]:
     """Add entries that are not stored, and return what became of each."""
-    outcomes: list[Stored] = []
+    outcomes: list[ImportOutcome] = []
     for row, created_at in entries:
         try:
-            outcomes.append(Stored.ADDED if add_entry(row, db, created_at) else Stored.PRESENT)
+            outcomes.append(ImportOutcome.ADDED if add_entry(row, db, created_at) else ImportOutcome.PRESENT)
         except ConflictError:
-            outcomes.append(Stored.TAKEN)
+            outcomes.append(ImportOutcome.TAKEN)
     return outcomes
 
 

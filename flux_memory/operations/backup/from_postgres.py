@@ -30,7 +30,7 @@ from flux_memory.operations.backup.proving import is_current, prove_archive, pro
 from flux_memory.schema import postgres as schema
 from flux_memory.schema.postgres.tables import WITH_RECORD
 from flux_memory.transfer.progress import Watcher
-from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction
+from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction, refuse_distributed
 from flux_memory.transfer.threads import run_in_thread
 
 
@@ -52,7 +52,7 @@ async def dump_database(plan: BackupPlan, created_at: datetime, watcher: Watcher
         await refuse_pooler(connection)
         state = await schema.inspect(connection, WITH_RECORD, for_reading=True)
         if is_current(state.version):
-            await inspect_target(connection, for_reading=True)
+            refuse_distributed(await inspect_target(connection, for_reading=True))
         else:
             watcher.say(f"The tables have schema version {state.version}; they are compared row by row, not by digests")
         major = connection.get_server_version().major
@@ -108,7 +108,7 @@ async def archive_database(
     """
     dsn = SecretText(plan.postgres_dsn or "")
     async with open_connection(dsn) as connection:
-        await inspect_target(connection, for_reading=True)
+        refuse_distributed(await inspect_target(connection, for_reading=True))
         state = await schema.inspect(connection, WITH_RECORD, for_reading=True)
         async with read_transaction(connection):
             watcher.phase("Read", None)

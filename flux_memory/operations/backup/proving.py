@@ -18,7 +18,7 @@ from flux_memory.operations.backup.sqlite_copy import reading_copy
 from flux_memory.operations.backup.sqlite_reading import read_state
 from flux_memory.schema import history
 from flux_memory.transfer.progress import Advance
-from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction
+from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction, refuse_distributed
 from flux_memory.transfer.tempfiles import private_directory
 
 
@@ -73,7 +73,7 @@ async def compare_database(dsn: str, manifest: Manifest) -> list[str]:
     """Return how a database differs from the state that was dumped."""
     async with open_connection(dsn) as connection:
         if is_current(manifest.schema_version):
-            await inspect_target(connection, for_reading=True)
+            refuse_distributed(await inspect_target(connection, for_reading=True))
         async with read_transaction(connection):
             tables, _ = await find_own_tables(connection, manifest.schema_version)
             found = await checksum_tables(connection, [table for table in tables if table in manifest.tables])

@@ -29,7 +29,13 @@ from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_sourc
 from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS, copy_rows
 from flux_memory.transfer.target.moves import LOCK_MIGRATIONS
 from flux_memory.transfer.target.ratings import COUNT_FEEDBACK, load_feedback
-from flux_memory.transfer.target.server import inspect_target, open_connection, prepare_schema, write_transaction
+from flux_memory.transfer.target.server import (
+    inspect_target,
+    open_connection,
+    prepare_schema,
+    refuse_distributed,
+    write_transaction,
+)
 
 COUNT_USER: Final = """
 SELECT count(*), coalesce(sum((SELECT count(*) FROM messages WHERE session_id::text = sessions.id::text)), 0)::bigint
@@ -65,6 +71,7 @@ async def inspect_database(dsn: str, user: str | None) -> tuple[Populated, str |
     """
     async with open_connection(dsn) as connection:
         target = await inspect_target(connection, replaces=True)
+        refuse_distributed(target)
         name = await connection.fetchval(SELECT_SCHEMA)
         has_feedback = (await schema.inspect(connection, WITH_RECORD)).version >= FEEDBACK_VERSION
         if user is None:

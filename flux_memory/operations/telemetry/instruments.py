@@ -11,8 +11,10 @@ from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Obs
 import flux_memory
 from flux_memory.backends.observation import Observer, StoreName, observed_handles
 from flux_memory.backends.pool_stats import PoolStats
+from flux_memory.operations.telemetry.gathering import Gathering
 
-Attributes = dict[str, str | int]
+OwnAttributes = dict[str, str | int]
+"""Attributes of a store, a pool or a call, by name."""
 
 SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.34.0"
 """The release of the semantic conventions whose names are used."""
@@ -24,9 +26,9 @@ BATCH_BUCKETS_CALLS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Upper bounds for the number of adds that share a statement or a transaction."""
 
 
-def name_store(store: StoreName) -> Attributes:
+def name_store(store: StoreName) -> OwnAttributes:
     """Return the attributes by which the spans and durations of a store's calls are told apart."""
-    found: Attributes = {"db.system.name": store.system}
+    found: OwnAttributes = {"db.system.name": store.system}
     if store.namespace:
         found["db.namespace"] = store.namespace
     if store.address:
@@ -35,7 +37,7 @@ def name_store(store: StoreName) -> Attributes:
     return found
 
 
-def name_pool(store: StoreName) -> Attributes:
+def name_pool(store: StoreName) -> OwnAttributes:
     """Return the attributes by which pools are told apart."""
     return {"db.system.name": store.system, "db.client.connection.pool.name": store.pool}
 
@@ -50,6 +52,8 @@ class Instruments:
     def __init__(self, provider: MeterProvider) -> None:
         self.observers: list[Observer] = []
         """The observers whose handles the callbacks report."""
+        self.gathering: Final = Gathering()
+        """The values of the histograms of each call: OpenTelemetry gets them before it collects."""
         meter = provider.get_meter("flux_memory", flux_memory.__version__, SCHEMA_URL)
 
         def seconds(name: str, description: str, buckets: Sequence[float] = POOL_BUCKETS_SECONDS) -> Histogram:
@@ -110,6 +114,7 @@ class Instruments:
         """Return a callback that sums a figure over the pools of one name."""
 
         def report(_: CallbackOptions) -> Iterable[Observation]:
+            self.gathering.hand_over()
             sums: dict[tuple[StoreName, str], int] = {}
             for handle in [handle for observer in list(self.observers) for handle in observed_handles(observer)]:
                 stats = handle.pool_stats()

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
 from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing_steps
-from flux_memory.schema.postgres.attachments import protecting_new_tables, without_triggers
+from flux_memory.schema.postgres.attachments import (
+    SELECT_POLICIES_ON_IDS,
+    SELECT_TABLES,
+    SELECT_TRIGGERS,
+    protecting_new_tables,
+    without_triggers,
+)
+from flux_memory.schema.postgres.faults import SELECT_FAULTS
 from flux_memory.schema.postgres.inspection import (
     NUMBERED,
+    SELECT_TAKEN_NAMES,
     Fault,
     find_faults,
     refuse_obstacles,
 )
-from flux_memory.schema.postgres.tables import MEMORY, find_tables, refuse_temporary_schema
+from flux_memory.schema.postgres.narrowing import SELECT_NARROWING_FAULTS
+from flux_memory.schema.postgres.one_exchange import CatalogueReader, Query
+from flux_memory.schema.postgres.single_commands import single_commands
+from flux_memory.schema.postgres.tables import (
+    CREATES_TEMPORARY_TABLES,
+    MEMORY,
+    SELECT_RELATIONS,
+    find_tables,
+    refuse_temporary_schema,
+)
 from flux_memory.schema.postgres.trust import (
+    SELECT_STRANGERS,
     OpenSchema,
     find_open_schemas,
     refuse_strange_operators,
@@ -32,17 +51,38 @@ CREATE TABLE flux_memory_schema (
 )
 """
 SELECT_VERSIONS: Final = "SELECT version, checksum FROM flux_memory_schema"
-INSERT_VERSION: Final = "INSERT INTO flux_memory_schema (version, name, checksum) VALUES ($1, $2, $3)"
+# In a script, which has no parameters: the values are a number, a name of a file and a checksum of ours.
+INSERT_VERSION: Final = "INSERT INTO flux_memory_schema (version, name, checksum) VALUES ({}, '{}', '{}')"
 SELECT_COLUMNS: Final = """
 SELECT relname::text, attname::text
 FROM pg_class
 JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0::int2 AND NOT attisdropped
 WHERE relname IN ('sessions', 'messages') AND pg_table_is_visible(pg_class.oid)
 """
+HAS_CITUS: Final = "SELECT to_regclass('pg_catalog.pg_dist_partition'::text) IS NOT NULL"
+_EXPECTED: Final[tuple[Query, ...]] = (
+    (SELECT_RELATIONS, MEMORY),
+    (SELECT_STRANGERS, MEMORY),
+    (SELECT_FAULTS, history("postgres")[-1].version),
+)
+"""The queries for tables that are up to date."""
+_EXPECTED_OF_NONE: Final[tuple[Query, ...]] = (
+    (SELECT_RELATIONS, MEMORY),
+    (SELECT_COLUMNS, None),
+    (CREATES_TEMPORARY_TABLES, None),
+    (SELECT_FAULTS, 0),
+    (SELECT_NARROWING_FAULTS, 0),
+    (SELECT_TAKEN_NAMES, None),
+    (SELECT_TRIGGERS, None),
+    (SELECT_TABLES, None),
+    (SELECT_POLICIES_ON_IDS, None),
+    (HAS_CITUS, None),
+)
+"""The queries for a database without tables."""
 LOCK_TABLES: Final = "LOCK TABLE sessions, messages IN ACCESS EXCLUSIVE MODE"
 
 
-class State(NamedTuple):
+class SchemaState(NamedTuple):
     """The schema of a database."""
 
     applied: dict[int, str]
@@ -62,7 +102,7 @@ class State(NamedTuple):
         return max(self.applied, default=self.original)
 
 
-async def bring_up_to_date(connection: Any) -> State:
+async def bring_up_to_date(connection: Any) -> SchemaState:
     """Apply the files that the database lacks, all or none. If it lacks none, no DDL runs and no lock is taken.
 
     Args:
@@ -74,55 +114,86 @@ async def bring_up_to_date(connection: Any) -> State:
     Raises:
         SchemaError: The database is newer than the library, or its tables cannot be used; it is left as it was.
     """
+    reader = CatalogueReader(connection)
     # Not yet the original's tables: another process may upgrade them meanwhile.
-    state = await inspect(connection, for_reading=True)
+    state = await inspect(reader, for_reading=True, expects=_EXPECTED)
     if not missing_steps("postgres", state.applied):
-        await find_faults(connection, state.version)
+        await _find_faults_now(reader, state.version)
         return state
     # REPEATABLE READ, if it is the default, would show the state before the wait for the lock.
-    async with connection.transaction(isolation="read_committed", readonly=False):
-        await connection.execute(LOCK)
-        state = await inspect(connection)
+    async with reader.transaction(isolation="read_committed", readonly=False):
+        await reader.execute(LOCK)
+        state = await inspect(reader, expects=_EXPECTED if state.applied else _EXPECTED_OF_NONE)
         if not missing_steps("postgres", state.applied):
             return state
         if state.version:
-            await connection.execute(LOCK_TABLES)
-        async with without_triggers(connection), protecting_new_tables(connection):
+            reader.forget()
+            await reader.execute(LOCK_TABLES)
+        async with without_triggers(reader), protecting_new_tables(reader):
             for fault in state.repairs:
-                await connection.execute(fault.statement)
-            await _apply_files(connection, state)
-        return await inspect(connection)
+                await reader.execute(fault.statement)
+            await _apply_files(reader, state)
+        return await inspect(reader, expects=_EXPECTED)
 
 
-async def _apply_files(connection: Any, state: State) -> None:
+async def _find_faults_now(reader: CatalogueReader, version: int) -> None:
+    """Refuse faults, unless another client has upgraded the tables since they were read."""
+    try:
+        await find_faults(reader, version)
+    except SchemaError:
+        reader.forget()
+        await find_faults(reader, version)
+
+
+async def _apply_files(reader: CatalogueReader, state: SchemaState) -> None:
+    """Bring a database up to date: in one exchange, however many files it lacks."""
+    statements = _statements(state)
+    if not await reader.fetchval(HAS_CITUS):
+        await reader.execute(";\n".join(statements))
+        return
+    # In a schema that Citus distributes, each command goes to a worker, by itself.
+    for statement in statements:
+        for command in single_commands(statement):
+            await reader.execute(command)
+
+
+def _statements(state: SchemaState) -> list[str]:
+    """Return the texts that bring a database up to date, of one or more statements each."""
+    statements = []
     applied = dict(state.applied)
     if not applied:
-        await connection.execute(CREATE_VERSION_TABLE)
+        statements.append(CREATE_VERSION_TABLE)
         for step in history("postgres")[: state.original]:
-            applied[step.version] = await _record(connection, step)
+            statements.append(record(step))
+            applied[step.version] = step.checksum
     for step in missing_steps("postgres", applied):
-        await connection.execute(step.sql)
-        await _record(connection, step)
+        statements += [step.sql, record(step)]
+    return statements
 
 
-async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = False) -> State:
+async def inspect(
+    connection: Any, tables: str = MEMORY, *, for_reading: bool = False, expects: Sequence[Query] = ()
+) -> SchemaState:
     """Return the state of a database, which is not changed.
 
     Args:
         connection: An asyncpg connection.
         tables: The tables that the caller uses: `MEMORY` or `WITH_RECORD`.
         for_reading: Whether to accept tables with faults, such as a missing key, or of the original application.
+        expects: The queries that a `CatalogueReader` runs in one exchange, as soon as names are known to be safe.
 
     Raises:
         SchemaError: The database is newer than the library, or its tables cannot be used; the message says what to do.
     """
     open_schemas = await find_open_schemas(connection)
+    if expects:
+        await connection.read_ahead(*expects)
     found, has_citus = await find_tables(connection, tables)
     if found:
         await refuse_strangers(connection, tables)
     applied = await _applied_versions(connection) if VERSION_TABLE in found else {}
     lacking = missing_steps("postgres", applied)
-    state = State(applied, 0, [], open_schemas, has_citus)
+    state = SchemaState(applied, 0, [], open_schemas, has_citus)
     if for_reading:
         return state
     if not applied:
@@ -144,7 +215,7 @@ async def inspect(connection: Any, tables: str = MEMORY, *, for_reading: bool = 
 
 
 async def _applied_versions(connection: Any) -> dict[int, str]:
-    applied = {row["version"]: row["checksum"] for row in await connection.fetch(SELECT_VERSIONS)}
+    applied = dict(await connection.fetch(SELECT_VERSIONS))
     if not applied:
         # The table and its first rows are committed together.
         raise SchemaError(
@@ -161,6 +232,6 @@ async def _original_version(connection: Any) -> int:
     return adopted_version(columns)
 
 
-async def _record(connection: Any, step: SchemaFile) -> str:
-    await connection.execute(INSERT_VERSION, step.version, step.name, step.checksum)
-    return step.checksum
+def record(step: SchemaFile) -> str:
+    """Return the statement that records a file as applied."""
+    return INSERT_VERSION.format(step.version, step.name, step.checksum)

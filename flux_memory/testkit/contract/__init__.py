@@ -21,6 +21,7 @@ from flux_memory.testkit.contract.durability import DurabilityContract
 from flux_memory.testkit.contract.filtering import FilteringContract
 from flux_memory.testkit.contract.following import FollowingContract
 from flux_memory.testkit.contract.forks import ForksContract
+from flux_memory.testkit.contract.interrupted_ratings import InterruptedRatingsContract
 from flux_memory.testkit.contract.interrupted_removals import InterruptedRemovalsContract
 from flux_memory.testkit.contract.interrupted_updates import InterruptedUpdatesContract
 from flux_memory.testkit.contract.lasting_ratings import LastingRatingsContract
@@ -31,6 +32,7 @@ from flux_memory.testkit.contract.list_pages import ListPagesContract
 from flux_memory.testkit.contract.listing import ListingContract
 from flux_memory.testkit.contract.long_ids import LongIdsContract
 from flux_memory.testkit.contract.lookups import LookUpsContract
+from flux_memory.testkit.contract.many_ratings import ManyRatingsContract
 from flux_memory.testkit.contract.merges import MergesContract
 from flux_memory.testkit.contract.messages import MessagesContract
 from flux_memory.testkit.contract.metadata import MetadataContract
@@ -66,6 +68,7 @@ class MemoryContract(
     DurabilityContract,
     LifecycleContract,
     ConnectionsContract,
+    InterruptedRatingsContract,
     CutRemovalsContract,
     NetworkContract,
     DeadlinesContract,
@@ -77,6 +80,7 @@ class MemoryContract(
     ContentionContract,
     ConcurrencyContract,
     InterruptedUpdatesContract,
+    ManyRatingsContract,
     LastingRatingsContract,
     RatingsContract,
     RevisionsContract,

@@ -129,6 +129,31 @@ class CutRemovalsContract(Binding):
         await over_routes(store, check, shares=SHARES)
 
     @clause(
+        "FM-NET-046",
+        promise="If the network breaks at any byte of a conditional deletion, an acknowledged one has removed the "
+        "session, a refused one has not, and a deletion never conflicts with itself.",
+        impact="A conversation is deleted, and its user is told that it has changed and was kept.",
+        needs=Capability.REVISIONS | Capability.SESSIONS | Capability.NETWORKED | Capability.SEVERAL_HANDLES,
+        away=True,
+    )
+    async def test_conditional_deletions_meet_cuts(self, store: StoreUnderTest) -> None:
+        async def delete(memory: Memory, cutter: Cutter) -> None:
+            async def make() -> tuple[str, str]:
+                session = await memory.create_session()
+                record = await memory.get_session(session)
+                assert record is not None
+                return session, record["revision"]
+
+            session, revision = await make()
+            await cutter.measure(memory.delete_session(session, expected_revision=revision))
+            for cut in cutter.cuts:
+                session, revision = await make()
+                reply = await reply_to(cutter.cut(cut, memory.delete_session(session, expected_revision=revision)))
+                reply.check(await memory.get_session(session) is None, cut)
+
+        await over_routes(store, delete, shares=SHARES)
+
+    @clause(
         "FM-NET-043",
         promise="If the network breaks at any byte of a look-up, a page after a message or a count with filters, it "
         "returns its whole answer or raises `BackendUnavailableError`.",

@@ -34,7 +34,7 @@ _REPLY: Final[tuple[tuple[float, Break], ...]] = (
 """The part of a request or reply that still passes, and how the connection ends then; of a whole, all but one byte."""
 
 
-class Cut(NamedTuple):
+class CutPlace(NamedTuple):
     """One place, and how the connection ends there; see `Proxy.cut`."""
 
     after: int
@@ -62,7 +62,7 @@ class Cutter:
         self._silent = Capability.OUTAGES in store.capabilities
         self._thorough = store.thorough
         self._share = share
-        self.cuts: Sequence[Cut] = ()
+        self.cuts: Sequence[CutPlace] = ()
 
     async def measure(self, call: Awaitable[Any]) -> Any:
         """Make a call without a break, find the places in it, and return its result."""
@@ -78,7 +78,7 @@ class Cutter:
         self.cuts = chosen[number::of]
         return result
 
-    async def cut(self, cut: Cut, call: Awaitable[Any]) -> Any:
+    async def cut(self, cut: CutPlace, call: Awaitable[Any]) -> Any:
         """Make a call that meets a cut, and restore the network after it."""
         self.route.proxy.cut(cut.after, cut.direction, cut.how)
         try:
@@ -88,18 +88,18 @@ class Cutter:
             self.route.proxy.heal()
 
 
-def choose_cuts(cuts: Sequence[Cut], most: int) -> Sequence[Cut]:
+def choose_cuts(cuts: Sequence[CutPlace], most: int) -> Sequence[CutPlace]:
     """Return a few cuts, the same ones each time; with equal steps all would be the same place of an exchange."""
     chance = random.Random(0)  # noqa: S311 - no secret
     return sorted(chance.sample(cuts, most), key=cuts.index) if len(cuts) > most else cuts
 
 
-def _places(turns: Sequence[Turn], silent: float) -> Iterator[Cut]:
+def _places(turns: Sequence[Turn], silent: float) -> Iterator[CutPlace]:
     passed: dict[Direction, int] = {"request": 0, "reply": 0}
     for direction, size in turns:
         for part, how in _REQUEST if direction == "request" else _REPLY:
             after = passed[direction] + min(int(size * part), size - 1)
-            yield Cut(after, direction, how, silent if how == "silence" else PATIENT_SECONDS)
+            yield CutPlace(after, direction, how, silent if how == "silence" else PATIENT_SECONDS)
         passed[direction] += size
 
 

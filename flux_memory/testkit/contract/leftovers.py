@@ -1,14 +1,16 @@
-"""Clause on what a failed call leaves behind in a handle; the checks are those of the clauses on a network, too."""
+"""Clauses on what a call leaves behind in a handle; the checks are those of the clauses on a network, too."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from flux_memory import ConflictError, Memory, SessionNotFoundError, deadline
-from flux_memory.testkit.capabilities import Capability
+import pytest
+
+from flux_memory import ConflictError, FluxMemoryError, Memory, SessionNotFoundError, deadline
+from flux_memory.testkit.capabilities import NOTHING, Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import turns_of_the_loop
@@ -19,6 +21,10 @@ MANY: Final = 12
 """Concurrent calls: more than a handle is likely to have connections."""
 ZONE_SECONDS: Final = 600
 """By how much two clocks may differ; time zones differ by more."""
+PAGE: Final = 60
+"""Messages of a history: more than a page has."""
+ODD_TEXT: Final = "é 漢 🎉 \\ ' %s"
+"""A text that other character sets and quoting rules change."""
 TURNS: Final = (1, 2, 3, 5, 8, 13)
 """Turns of the event loop before calls are cancelled."""
 
@@ -64,6 +70,132 @@ class LeftoversContract(Binding):
 
         # A few handles, because each may open as many connections as its pool has.
         await asyncio.gather(*(check(_vain_calls()[at::3], some_calls()[at::3]) for at in range(3)))
+
+    @clause(
+        "FM-CON-022",
+        promise="Calls that succeed leave nothing behind in the handle, either: after each of them, texts, times, "
+        "deletions and pages are what they are through a new handle, and reads see what others have written since.",
+        impact="After a look at the list of chats, that worker shows every conversation cut to one page, or garbles "
+        "names.",
+        needs=EVERYTHING,
+    )
+    async def test_successful_calls_leave_nothing_behind(self, store: StoreUnderTest) -> None:
+        # One call at a time, so that the calls after it use the same connection.
+        other = store.open()
+        if Capability.CLEAR_ALL in store.capabilities:
+            memory = store.open()
+            await memory.clear_all()
+            await _assert_unchanged(store, memory, other, await _make_page(other), "clear_all")
+        page = await _make_page(other)
+        memory = store.open()
+        for name, call in _good_calls(store.capabilities).items():
+            await call(memory, await _make_page(other, 3))
+            await _assert_unchanged(store, memory, other, page, name)
+
+    @clause(
+        "FM-LIF-013",
+        promise="A read that meets a damaged row leaves nothing behind in the handle: it reads what others write "
+        "afterwards, and others see its writes.",
+        impact="After one damaged byte a worker shows every conversation as it was at that moment.",
+        needs=EVERYTHING | Capability.MESSAGE_IDS | Capability.DURABLE,
+    )
+    async def test_damage_leaves_nothing_behind(self, store: StoreUnderTest) -> None:
+        writer = store.open()
+        damaged, apart = await _make_page(writer, 3), await writer.create_session("old")
+        await writer.close()
+        await store.corrupt_message(damaged, "message 1")
+        memory, other = store.open(), store.open()
+        for title in ("new", "newer"):
+            with pytest.raises(FluxMemoryError):
+                await memory.get_history(damaged)
+            await other.update_session_title(apart, title)
+            record = await memory.get_session(apart)
+            assert record is not None
+            assert record["title"] == title, "after a damaged row, an old state is read"
+            with pytest.raises(FluxMemoryError):
+                await memory.get_history(damaged)
+            await memory.add_message(apart, "user", title)
+            assert contents(await other.get_history(apart, 1)) == [title], "a write after a damaged row is invisible"
+
+
+def _good_calls(claimed: Capability) -> dict[str, Call]:
+    """Return calls that succeed on a session with three messages, by what they do."""
+
+    async def page(memory: Memory, session: str) -> None:
+        await memory.get_sessions(5, before=await memory.get_session(session), with_metadata=False)
+
+    async def count_feedback(memory: Memory, _: str) -> None:
+        await memory.feedback.stats(since=datetime.now(UTC))
+
+    async def delete_feedback(memory: Memory, session: str) -> None:
+        await memory.feedback.delete(await memory.feedback.add(session, 1, comment="x"))
+
+    found: list[tuple[Capability, str, Call]] = [
+        (NOTHING, "create_session", lambda memory, _: memory.create_session("made")),
+        (NOTHING, "add_message", lambda memory, s: memory.add_message(s, "user", "x")),
+        (NOTHING, "add_messages", lambda memory, s: memory.add_messages(s, [{"role": "user", "content": "x"}])),
+        (NOTHING, "get_history", lambda memory, s: memory.get_history(s, 2)),
+        (NOTHING, "get_sessions", lambda memory, _: memory.get_sessions(5)),
+        (NOTHING, "count_sessions", lambda memory, _: memory.count_sessions()),
+        (NOTHING, "update_session_title", lambda memory, s: memory.update_session_title(s, "new")),
+        (NOTHING, "delete_session", lambda memory, s: memory.delete_session(s)),
+        (Capability.USER_SCOPE, "a user's list", lambda memory, _: memory.get_sessions(5, user_id="")),
+        (Capability.METADATA_FILTER, "a filtered list", lambda memory, _: memory.get_sessions(5, metadata={"k": 1})),
+        (Capability.LIST_CURSOR, "a page of the list", page),
+        (Capability.MESSAGE_LOOKUP, "get_message", lambda memory, s: memory.get_message(s, "message 1")),
+        (
+            Capability.FORWARD_CURSOR,
+            "a page of messages",
+            lambda memory, s: memory.get_history(s, 1, after="message 0"),
+        ),
+        (Capability.POP, "pop_message", lambda memory, s: memory.pop_message(s)),
+        (Capability.FORK, "fork_session", lambda memory, s: memory.fork_session(s)),
+        (Capability.SESSION_UPDATES, "update_session", lambda memory, s: memory.update_session(s, title="new")),
+        (Capability.TRUNCATE, "truncation", lambda memory, s: memory.update_session(s, truncate_all=True)),
+        (
+            Capability.CREATE_ON_ADD,
+            "an add that creates",
+            lambda memory, s: memory.add_message(s, "r", "x", create=True),
+        ),
+        (Capability.RETENTION, "delete_sessions", lambda memory, _: memory.delete_sessions(user_id="no user")),
+        (Capability.FEEDBACK, "feedback.add", lambda memory, s: memory.feedback.add(s, 1)),
+        (Capability.FEEDBACK, "feedback.get", lambda memory, s: memory.feedback.get(5, session_id=s)),
+        (Capability.FEEDBACK, "feedback.stats", count_feedback),
+        (Capability.FEEDBACK, "feedback.delete", delete_feedback),
+    ]
+    return {name: call for needed, name, call in found if needed in claimed}
+
+
+async def _make_page(memory: Memory, count: int = PAGE) -> str:
+    """Create a session with a number of messages, and return its id."""
+    session = await memory.create_session()
+    await memory.add_messages(
+        session, [{"role": "user", "content": f"{ODD_TEXT} {n}", "message_id": f"message {n}"} for n in range(count)]
+    )
+    return session
+
+
+async def _assert_unchanged(store: StoreUnderTest, memory: Memory, other: Memory, page: str, after: str) -> None:
+    """Assert that a handle reads, writes and deletes as another one does; a page is a session made by `_make_page`."""
+    await other.update_session_title(page, after)
+    record = await memory.get_session(page)
+    assert record is not None, f"after {after}, a session is not found"
+    assert record["title"] == after, f"after {after}, an old state is read"
+    assert contents(await memory.get_history(page)) == [f"{ODD_TEXT} {n}" for n in range(PAGE)], f"cut after {after}"
+    made = await memory.create_session(ODD_TEXT)
+    await memory.add_message(made, ODD_TEXT, ODD_TEXT)
+    await other.add_message(made, "user", "answer")
+    seen = await other.get_history(made)
+    assert [(row["role"], row["content"]) for row in seen] == [(ODD_TEXT, ODD_TEXT), ("user", "answer")], (
+        f"after {after}, a text is changed"
+    )
+    assert await memory.get_history(made) == seen, f"two histories after {after}"
+    if Capability.TIMESTAMPS in store.capabilities:
+        ours, theirs = (datetime.fromisoformat(row["created_at"]) for row in seen)
+        assert abs((theirs - ours).total_seconds()) < ZONE_SECONDS, f"after {after}, the clock differs"
+    await memory.delete_session(made)
+    await other.create_session(session_id=made)
+    assert await other.get_history(made) == [], f"after {after}, a deletion leaves messages"
 
 
 def _vain_calls() -> Sequence[Call]:

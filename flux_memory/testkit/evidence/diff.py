@@ -14,7 +14,7 @@ NOTICEABLE: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ClauseChange:
     """One clause on one backend."""
 
     clause: str
@@ -32,19 +32,19 @@ class Change:
 class Difference:
     """Every change, by kind."""
 
-    failing: list[Change] = field(default_factory=list)
+    failing: list[ClauseChange] = field(default_factory=list)
     """Held before, fails now."""
-    lost: list[Change] = field(default_factory=list)
+    lost: list[ClauseChange] = field(default_factory=list)
     """Held before, now unverified, not run, not claimed, thorough only, or without its backend."""
-    fixed: list[Change] = field(default_factory=list)
+    fixed: list[ClauseChange] = field(default_factory=list)
     """Holds now, did not before."""
-    other: list[Change] = field(default_factory=list)
+    other: list[ClauseChange] = field(default_factory=list)
     """Did not hold before nor now, but with another outcome."""
-    added: list[Change] = field(default_factory=list)
+    added: list[ClauseChange] = field(default_factory=list)
     """New in the contract, or on a new backend."""
-    removed: list[Change] = field(default_factory=list)
+    removed: list[ClauseChange] = field(default_factory=list)
     """No longer in the contract, or did not hold on a backend that was removed."""
-    slower: list[Change] = field(default_factory=list)
+    slower: list[ClauseChange] = field(default_factory=list)
 
     @property
     def is_worse(self) -> bool:
@@ -64,7 +64,7 @@ def compare(old: Evidence, new: Evidence) -> Difference:
     still = {clause.id for clause in new.clauses}
     for key in sorted(before.keys() | after.keys()):
         had, has = before.get(key), after.get(key)
-        change = Change(
+        change = ClauseChange(
             *key,
             before=had.outcome if had else None,
             after=has.outcome if has else None,
@@ -86,7 +86,7 @@ def compare(old: Evidence, new: Evidence) -> Difference:
     return difference
 
 
-def _place_held(change: Change, has: Result | None, difference: Difference) -> None:
+def _place_held(change: ClauseChange, has: Result | None, difference: Difference) -> None:
     """Sort in the change of a clause that held before."""
     if has is None:
         difference.lost.append(change)

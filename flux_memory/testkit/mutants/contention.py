@@ -1,4 +1,4 @@
-"""Memories that break clauses on handles that want the same rows, and on what a failed call leaves behind."""
+"""Memories that break clauses on handles that want the same rows, and on what a call leaves behind."""
 
 # ruff: noqa: D101, D102 - each class name describes the break; the methods are those of `Memory`
 
@@ -92,6 +92,62 @@ class ACancelledReadLeavesTheTimeZone(Sound):
         if not self.zone:
             return history
         return [row | {"created_at": _in_tokyo(row["created_at"])} for row in history]
+
+
+@caught_by("FM-CON-022")
+class AListLimitsLaterReads(Sound):
+    most: Any = None
+
+    async def get_sessions(self, limit: Any = 50, *args: Any, **given: Any) -> Any:
+        self.most = limit
+        return await super().get_sessions(limit, *args, **given)
+
+    async def get_history(self, session_id: Any, limit: Any = None, **given: Any) -> Any:
+        return await super().get_history(session_id, self.most if limit is None else limit, **given)
+
+
+@caught_by("FM-CON-022")
+class ACountLeavesItsCharacterSet(Sound):
+    garbles = False
+
+    async def count_sessions(self, **given: Any) -> Any:
+        self.garbles = True
+        return await super().count_sessions(**given)
+
+    async def add_message(self, session_id: Any, role: Any, content: Any, *args: Any, **given: Any) -> Any:
+        stored = content.encode().decode("latin-1") if self.garbles else content
+        return await super().add_message(session_id, role, stored, *args, **given)
+
+
+@caught_by("FM-CON-022")
+class ALookUpLeavesItsSnapshot(Sound):
+    seen: Any = None
+
+    async def get_message(self, *args: Any) -> Any:
+        self.seen = {row["id"]: row for row in await super().get_sessions(None)}
+        return await super().get_message(*args)
+
+    async def get_session(self, session_id: Any) -> Any:
+        found = await super().get_session(session_id)
+        return found and (self.seen or {}).get(found["id"], found)
+
+
+@caught_by("FM-CON-022")
+class AClearingLeavesForeignKeysOff(Sound):
+    off = False
+    orphans: ClassVar[dict[str, Any]] = {}
+
+    async def clear_all(self) -> None:
+        self.off = True
+        await super().clear_all()
+
+    async def delete_session(self, session_id: Any, **given: Any) -> None:
+        if self.off:
+            self.orphans[session_id] = await super().get_history(session_id)
+        await super().delete_session(session_id, **given)
+
+    async def get_history(self, session_id: Any, *args: Any, **given: Any) -> Any:
+        return self.orphans.get(session_id) or await super().get_history(session_id, *args, **given)
 
 
 def _in_tokyo(moment: str) -> str:

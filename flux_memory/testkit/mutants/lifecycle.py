@@ -162,3 +162,18 @@ class DamageIsSkipped(Sound):
             return await super().get_history(*args, **kwargs)
         except FluxMemoryError:
             return []
+
+
+@caught_by("FM-LIF-013")
+class DamageLeavesASnapshot(Sound):
+    snapshot: Any = None
+
+    async def get_history(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().get_history(*args, **kwargs)
+        except FluxMemoryError:
+            self.snapshot = {row["id"]: row for row in await super().get_sessions(None)}
+            raise
+
+    async def get_session(self, session_id: Any) -> Any:
+        return (self.snapshot or {}).get(session_id) or await super().get_session(session_id)

@@ -46,6 +46,7 @@ _SESSION_HEAD: Final = b"\x00\x05"
 _MESSAGE_HEAD: Final = b"\x00\x07"
 _WHOLE_SESSION_HEAD: Final = b"\x00\x08"
 _LENGTH: Final = Struct(">i").pack
+_READ_LENGTH: Final = Struct(">i").unpack
 _TYPED_TEXT: Final = _LENGTH(_TEXT)
 _TYPED_JSONB: Final = _LENGTH(_JSONB)
 _SESSION_NUMBERS: Final = Struct(">iqiqiq").pack
@@ -111,6 +112,13 @@ def copy_details(row: ValidSession) -> bytes:
 def copy_whole_session(session: bytes, details: bytes) -> bytes:
     """Join the rows of `copy_session` and `copy_details` into one with the columns `WHOLE_SESSION_COLUMNS`."""
     return b"".join((_WHOLE_SESSION_HEAD, session[len(_SESSION_HEAD) :], details[len(_DETAIL_HEAD) :]))
+
+
+def read_session_id(session: bytes) -> str:
+    """Return the id in a row of `copy_session`."""
+    at = len(_SESSION_HEAD)
+    (length,) = _READ_LENGTH(session[at : at + 4])
+    return session[at + 4 : at + 4 + length].decode()
 
 
 def session_digest(row: ValidSession) -> bytes:

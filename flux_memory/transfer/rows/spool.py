@@ -55,7 +55,9 @@ class Batch(NamedTuple):
     details: list[bytes]
     """As many rows as there are sessions, in the same order."""
     messages: list[bytes]
-    """Chunks of whole rows."""
+    """Chunks of whole rows, one for each session that has messages here."""
+    counts: list[int]
+    """The number of messages of each session."""
     message_count: int
     continues: bool
     """Whether its last session has more messages in the next batch."""
@@ -158,7 +160,7 @@ class Spool:
         """Iterate once over the rows in batches of at most `max_rows` sessions and messages, and about `max_bytes`."""
         for file in (self._sessions, self._details, self._messages, self._lengths):
             file.seek(0)
-        batch = Batch([], [], [], 0, continues=False)
+        batch = Batch([], [], [], [], 0, continues=False)
         size = released = 0
         for digest, row_length, details_length in self._entries():
             row, details = self._sessions.read(row_length), self._details.read(details_length)
@@ -167,19 +169,21 @@ class Spool:
                 break
             if len(batch.sessions) >= max_rows:
                 yield batch
-                batch, size = Batch([], [], [], 0, continues=False), 0
+                batch, size = Batch([], [], [], [], 0, continues=False), 0
             batch.sessions.append(row)
             batch.details.append(details)
+            batch.counts.append(0)
             left = digest.count
             while left:
                 room = max_rows - batch.message_count
                 if not room or size >= max_bytes:
                     yield batch._replace(continues=True)
-                    batch, size = Batch([row], [details], [], 0, continues=False), 0
+                    batch, size = Batch([row], [details], [], [0], 0, continues=False), 0
                     room = max_rows
                 lengths = self._next_lengths(min(room, left), max_bytes - size)
                 chunk = self._messages.read(sum(lengths))
                 batch.messages.append(chunk)
+                batch.counts[-1] = len(lengths)
                 released = _release(self._messages, released)
                 batch = batch._replace(message_count=batch.message_count + len(lengths))
                 size += len(chunk)

@@ -104,7 +104,13 @@ _MAX_MEMORY_KB: Final = 1024 * 1024
 
 
 async def load(
-    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+    connection: Any,
+    parts: Sequence[Spool],
+    found: PreflightResult,
+    watcher: Watcher,
+    record: MoveRecord | None,
+    *,
+    drops_keys: bool,
 ) -> bool:
     """Fill an empty target; return `False`, with nothing changed, if it has rows or the role does not own the tables.
 
@@ -114,6 +120,7 @@ async def load(
         found: The numbers of rows.
         watcher: Receives the rows sent, the phase that builds keys, and why they are not dropped.
         record: Receives the sessions.
+        drops_keys: Whether the keys are dropped and built again, if nothing is in the way.
     """
     async with write_transaction(connection):
         await connection.execute(LOCK_MIGRATIONS)
@@ -125,12 +132,18 @@ async def load(
         await _lock_tables(connection)
         if await connection.fetchval(HAS_ROWS):
             return False
-        await _fill(connection, parts, found, watcher, record)
+        await _fill(connection, parts, found, watcher, record, drops_keys=drops_keys)
     return True
 
 
 async def replace(
-    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, record: MoveRecord | None
+    connection: Any,
+    parts: Sequence[Spool],
+    found: PreflightResult,
+    watcher: Watcher,
+    record: MoveRecord | None,
+    *,
+    drops_keys: bool,
 ) -> tuple[int, int]:
     """Replace all rows of a target, in the caller's transaction; return the numbers of sessions and messages before.
 
@@ -139,7 +152,8 @@ async def replace(
     await connection.execute(LOCK_MIGRATIONS)
     await _lock_tables(connection)
     sessions, messages = await connection.fetchrow(COUNT_ROWS)
-    await _fill(connection, parts, found, watcher, record, deletes=bool(sessions or messages))
+    rows = bool(sessions or messages)
+    await _fill(connection, parts, found, watcher, record, drops_keys=drops_keys, deletes=rows)
     return sessions, messages
 
 
@@ -179,9 +193,25 @@ async def _fill(
     watcher: Watcher,
     record: MoveRecord | None,
     *,
+    drops_keys: bool,
     deletes: bool = False,
 ) -> None:
     """Put rows into the locked tables in place of theirs; `deletes` is whether they have any."""
+    if drops_keys:
+        await _fill_without_keys(connection, parts, found, watcher, deletes=deletes)
+    else:
+        if deletes:
+            await connection.execute(EMPTY)
+        await _copy_in_batches(connection, parts, watcher.advance)
+    if record is not None:
+        await record.add_every_session(connection)
+        await record.add_move(connection, found.sessions, found.messages)
+
+
+async def _fill_without_keys(
+    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, *, deletes: bool
+) -> None:
+    """Drop the keys for the time of the load, if nothing is in the way."""
     keys = _Keys([*await connection.fetch(SELECT_CONSTRAINTS), *await connection.fetch(SELECT_INDEXES)])
     obstacle = await connection.fetchval(SELECT_OBSTACLE, 40 if deletes else 32) or await keys.rehearse(connection)
     if obstacle is None:
@@ -197,9 +227,6 @@ async def _fill(
         watcher.say(f"The keys cannot be dropped ({obstacle}), so the rows are loaded in batches beside them")
         await connection.execute(DELETE_ROWS)
         await _copy_in_batches(connection, parts, watcher.advance)
-    if record is not None:
-        await record.add_every_session(connection)
-        await record.add_move(connection, found.sessions, found.messages)
 
 
 class _Keys:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -20,6 +21,8 @@ from flux_memory.transfer.rows.pgcopy import (
 from flux_memory.transfer.rows.spool import Batch
 from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.server import WRITING
+
+Outcome = TypeVar("Outcome")
 
 # With pg_temp last in search_path, a table of that name in another schema would take the rows: names are qualified.
 CREATE_STAGING: Final = """
@@ -235,18 +238,13 @@ async def merge(
         advance: Called with the number of rows committed.
     """
     merged = MergeResult()
-    pooled = await connection.fetchval(SELECT_PROCESS) != connection.get_server_pid()
-    staging = CREATE_STAGING if record is not None else CREATE_STAGING + CREATE_EMPTY_RECORD
-    if not pooled:
-        await connection.execute(staging)
-        staging = ""
-    # Behind a pooler each transaction may run in another server process, so it creates its own tables.
-    staging = staging.replace("DELETE ROWS", "DROP")
+    staging = await create_staging(connection, CREATE_STAGING if record else CREATE_STAGING + CREATE_EMPTY_RECORD)
     settings = f"{WRITING}; {PLAN_BY_INDEX}; {COMMIT_WITHOUT_WAITING}; {staging}"
     continues = False
     taken_out: set[str] = set()
     for batch in batches:
-        outcome = await _commit(connection, settings, batch, record, restores_deleted=restores_deleted)
+        merge_one = partial(_merge_batch, connection, batch, record, restores_deleted=restores_deleted)
+        outcome = await commit(connection, settings, merge_one)
         _count(merged, batch, outcome, taken_out, continues=continues)
         advance(batch.message_count + len(batch.sessions) - continues)
         continues, taken_out = batch.continues, outcome.taken_out
@@ -267,15 +265,25 @@ class _BatchResult(NamedTuple):
         return {*self.deleted, *(id_ for id_, _ in self.conflicts)}
 
 
-async def _commit(
-    connection: Any, settings: str, batch: Batch, record: MoveRecord | None, *, restores_deleted: bool
-) -> _BatchResult:
+async def create_staging(connection: Any, statements: str) -> str:
+    """Create temporary tables, and return the statements that each transaction begins with.
+
+    Behind a pooler each transaction may run in another server process, so it creates its own tables.
+    """
+    if await connection.fetchval(SELECT_PROCESS) != connection.get_server_pid():
+        return statements.replace("DELETE ROWS", "DROP")
+    await connection.execute(statements)
+    return ""
+
+
+async def commit(connection: Any, settings: str, work: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    """Run work in a transaction that begins with statements, and again if the server rolls it back for another one."""
     attempt = 1
     while True:
         try:
             async with connection.transaction(isolation="read_committed", readonly=False):
                 await connection.execute(settings)
-                return await _merge_batch(connection, batch, record, restores_deleted=restores_deleted)
+                return await work()
         except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
             if attempt == _MAX_ATTEMPTS:
                 raise
@@ -288,14 +296,14 @@ async def _merge_batch(
     whole = list(map(copy_whole_session, batch.sessions, batch.details))
     await copy_rows(connection, "flux_memory_staged_sessions", WHOLE_SESSION_COLUMNS, whole, schema="pg_temp")
     await copy_rows(connection, "flux_memory_staged_messages", MESSAGE_COLUMNS, batch.messages, schema="pg_temp")
-    sessions = _rows(await connection.execute(INSERT_SESSIONS, restores_deleted))
+    sessions = count_rows(await connection.execute(INSERT_SESSIONS, restores_deleted))
     await connection.fetch(LOCK_SESSIONS)
     deleted = [id_ for (id_,) in await connection.fetch(TAKE_OUT_DELETED_SESSIONS)]
     conflicts = [(id_, held) for id_, held in await connection.fetch(TAKE_OUT_SESSIONS_IN_CONFLICT)]
     skipped, differing = await connection.fetchrow(TAKE_OUT_STORED_MESSAGES)
     if record is not None:
         await connection.execute(RECORD_SESSIONS, record.source)
-    messages = _rows(await connection.execute(APPEND_MESSAGES))
+    messages = count_rows(await connection.execute(APPEND_MESSAGES))
     return _BatchResult(sessions, messages, skipped, conflicts, deleted, json.loads(differing))
 
 
@@ -345,5 +353,6 @@ async def _chunks(rows: list[bytes]) -> AsyncIterator[bytes]:
     yield b"".join((*gathered, COPY_TRAILER))
 
 
-def _rows(status: str) -> int:
+def count_rows(status: str) -> int:
+    """Return the number of rows in the status of a statement."""
     return int(status.rpartition(" ")[2])

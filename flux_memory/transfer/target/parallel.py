@@ -10,9 +10,10 @@ from typing import Any
 from flux_memory.dsn import SecretText
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.rows.spool import Spool
-from flux_memory.transfer.target.merge import BATCH_BYTES, MergeResult, merge
+from flux_memory.transfer.target.merge import BATCH_BYTES, MergeResult
 from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.server import open_connection
+from flux_memory.transfer.target.transfer_path import TransferPath
 
 
 async def merge_parts(
@@ -20,6 +21,7 @@ async def merge_parts(
     connection: Any,
     parts: Sequence[Spool],
     record: MoveRecord | None,
+    path: TransferPath,
     *,
     batch_size: int,
     restores_deleted: bool,
@@ -32,6 +34,7 @@ async def merge_parts(
         connection: Merges the first part.
         parts: The spools.
         record: As for `merge`.
+        path: The target's.
         batch_size: Messages per batch.
         restores_deleted: As for `merge`.
         advance: As for `merge`.
@@ -42,7 +45,7 @@ async def merge_parts(
         connections = [connection, *[await stack.enter_async_context(open_connection(dsn)) for _ in parts[1:]]]
         tasks = [
             asyncio.create_task(
-                merge(
+                path.merge(
                     own,
                     part.batches(batch_size, BATCH_BYTES),
                     record,

@@ -9,8 +9,9 @@ from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.target.load import load, replace
-from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS, merge
+from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS
 from flux_memory.transfer.target.moves import MoveRecord
+from flux_memory.transfer.target.transfer_path import TransferPath
 
 
 class _Lines(NullWatcher):
@@ -24,6 +25,7 @@ async def load_first(
     connection: Any,
     first: Spool,
     record: MoveRecord | None,
+    path: TransferPath,
     *,
     replaces: bool,
     restores_deleted: bool,
@@ -35,17 +37,18 @@ async def load_first(
         connection: Connected to a target with the current schema.
         first: The first part of the source.
         record: As for `load` and `merge`.
+        path: The target's.
         replaces: Whether the move replaces the target's rows.
         restores_deleted: Whether it restores deleted sessions.
         watcher: Receives what the move would say.
     """
     found, lines = PreflightResult(), _Lines(watcher)
     if replaces:
-        await replace(connection, [first], found, lines, record)
+        await replace(connection, [first], found, lines, record, drops_keys=path.drops_keys)
         return True
     skips = record is not None and record.known and not restores_deleted
-    if not skips and await load(connection, [first], found, lines, record):
+    if not skips and await load(connection, [first], found, lines, record, drops_keys=path.drops_keys):
         return True
     batches = list(islice(first.batches(BATCH_ROWS, BATCH_BYTES), 1))
-    await merge(connection, batches, record, restores_deleted=restores_deleted, advance=lambda _: None)
+    await path.merge(connection, batches, record, restores_deleted=restores_deleted, advance=lambda _: None)
     return not any(batch.continues for batch in batches)

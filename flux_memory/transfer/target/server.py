@@ -11,7 +11,7 @@ from typing import Any, Final
 import asyncpg
 
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, connect
-from flux_memory.backends.postgres.distributed.finding import SELECT_DISTRIBUTION
+from flux_memory.backends.postgres.distributed.finding import find_distribution
 from flux_memory.backends.postgres.errors import not_connected, translate_errors
 from flux_memory.backends.postgres.preparing import check_encoding
 from flux_memory.dsn import SecretText, parse_dsn
@@ -28,6 +28,16 @@ SELECT pg_catalog.set_config('idle_session_timeout', '0', FALSE)
 WHERE pg_catalog.current_setting('idle_session_timeout') OPERATOR(pg_catalog.<>) '0'
 """
 SELECT_VERSION: Final = "SELECT current_setting('server_version')"
+# Also the tables of a schema that is distributed as a whole, which are on one worker.
+IS_DISTRIBUTED: Final = """
+SELECT EXISTS (
+    SELECT 1
+    FROM pg_class
+    JOIN pg_dist_partition ON logicalrelid::oid = pg_class.oid
+    WHERE relname = 'sessions' AND pg_table_is_visible(pg_class.oid) AND colocationid > 0
+)
+"""
+IS_COORDINATOR: Final = "SELECT citus_is_coordinator()"
 SELECT_TABLE: Final = "SELECT to_regclass($1) IS NOT NULL"
 SELECT_RIGHTS: Final = """
 SELECT
@@ -72,7 +82,7 @@ WHERE NOT has_database_privilege(current_database()::text, 'TEMPORARY')
         EXISTS (SELECT 1 FROM sessions)
         OR EXISTS (SELECT 1 FROM messages)
         OR EXISTS (
-            SELECT FROM pg_class
+            SELECT 1 FROM pg_class
             WHERE relname IN ('sessions', 'session_details', 'messages')
                 AND pg_table_is_visible(oid)
                 AND NOT pg_has_role(relowner, 'USAGE')
@@ -130,6 +140,8 @@ class Target:
     sessions: int
     messages: int
     has_tables: bool
+    is_distributed: bool = False
+    """Whether Citus distributes the tables."""
 
 
 @asynccontextmanager
@@ -188,10 +200,13 @@ async def inspect_target(connection: Any, *, for_reading: bool = False, replaces
 async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Target:
     # First: until then, pg_catalog may not be the first schema that is searched.
     state = await schema.inspect(connection, WITH_RECORD, for_reading=for_reading)
-    if state.has_citus and await connection.fetch(SELECT_DISTRIBUTION):
+    is_distributed = state.has_citus and await connection.fetchval(IS_DISTRIBUTED)
+    if is_distributed:
+        await find_distribution(connection)
+    if is_distributed and not await connection.fetchval(IS_COORDINATOR):
         raise SchemaError(
-            "the tables are distributed over a Citus cluster, and a migration reads and writes tables of one server; "
-            "undistribute them with the statements that flux-memory distribute prints, migrate, then distribute again"
+            "this server is a worker of a Citus cluster, and a migration reads and writes through the coordinator; "
+            "give the coordinator's DSN"
         )
     await check_encoding(connection)
     version = await connection.fetchval(SELECT_VERSION)
@@ -228,7 +243,21 @@ async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Tar
         messages = await connection.fetchval("SELECT count(*) FROM messages")
         if not for_reading:
             await _refuse_without_record(connection)
-    return Target(version, state.original > 0, sessions, messages, all(has_tables))
+    return Target(version, state.original > 0, sessions, messages, all(has_tables), is_distributed)
+
+
+def refuse_distributed(target: Target) -> None:
+    """Refuse a store on a cluster, for commands that read and write tables of one server.
+
+    Raises:
+        SchemaError: The tables are distributed.
+    """
+    if target.is_distributed:
+        raise SchemaError(
+            "the tables are distributed over a Citus cluster, and this command reads and writes tables of one server; "
+            "flux-memory migrate moves a cluster's rows to a file and back, or undistribute the tables with the "
+            "statements that flux-memory distribute prints"
+        )
 
 
 async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:

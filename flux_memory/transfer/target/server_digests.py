@@ -68,6 +68,8 @@ SET_SOURCES: Final = "SELECT set_config('flux_memory.sources', $1, TRUE)"
 NONE_MOVED: Final = "SELECT ''::text AS session_id, FALSE AS by_source WHERE FALSE"
 
 _MOVED_HERE: Final = "/* moved */"
+_SOURCES_HERE: Final = "/* sources */"
+"""Stands for ids in a statement of a cluster, whose workers do not know the setting."""
 _TRUE: Final = b"\x01"
 
 
@@ -86,7 +88,10 @@ class ServerSession(NamedTuple):
 
 
 async def read_digests(
-    connection: Any, take: Callable[[ServerSession], None], source_ids: Sequence[UUID] | None
+    connection: Any,
+    take: Callable[[ServerSession], None],
+    source_ids: Sequence[UUID] | None,
+    statement: Callable[[str], str] = str,
 ) -> None:
     """Call `take` for each session as it arrives, and for each that exists only in the record of moves.
 
@@ -96,6 +101,7 @@ async def read_digests(
         connection: Connected to the memory.
         take: Receives the sessions, ordered by id.
         source_ids: The ids, in the record of moves, of the sources asked about; `None` leaves the record unread.
+        statement: See `TransferPath.statement`.
     """
     reader = CopyReader()
 
@@ -103,9 +109,12 @@ async def read_digests(
         for row in reader.rows(data):
             take(_session(row))
 
+    moved = NONE_MOVED
     if source_ids is not None:
-        await connection.execute(SET_SOURCES, write_texts(map(str, source_ids)))
-    query = SELECT_DIGESTS.replace(_MOVED_HERE, NONE_MOVED if source_ids is None else MOVED)
+        sources = write_texts(map(str, source_ids))
+        await connection.execute(SET_SOURCES, sources)
+        moved = statement(MOVED).replace(_SOURCES_HERE, sources)
+    query = statement(SELECT_DIGESTS).replace(_MOVED_HERE, moved)
     await copy_out(connection, query, receive)
 
 

@@ -75,10 +75,17 @@ class Comparison:
     feedback_deleted_since: int = 0
     """Entries that an earlier run moved and that were deleted in the target since; the run skipped them."""
     first_deleted_since: list[str] = field(default_factory=list)
+    is_one_moment: bool = True
+    """Whether all sessions of the target were read at the same moment; each of them was, in any case."""
 
     @property
     def identical(self) -> bool:
         """Whether both sides have the same rows, in the same order, with the same content."""
+        return self.same_rows and self.is_one_moment
+
+    @property
+    def same_rows(self) -> bool:
+        """Whether both sides have the same rows, although perhaps at different moments."""
         more = self.only_in_target or self.added_since or self.feedback_only_in_target
         return self.contained and not (more or self.skipped)
 
@@ -150,6 +157,7 @@ async def compare(
     validator: RowValidator,
     digests: Iterator[SessionDigest],
     *,
+    statement: Callable[[str], str] = str,
     source_ids: Sequence[UUID] | None = None,
     skips_deleted: bool = False,
 ) -> None:
@@ -161,18 +169,19 @@ async def compare(
         source: Returns the SQLite memory; called only if sessions differ, to compare their rows.
         validator: Validates its rows.
         digests: The digests of its sessions, ordered by id.
+        statement: See `TransferPath.statement`.
         source_ids: The ids that the memory may have in the target's record of moves; `None` leaves it unread.
         skips_deleted: Whether sessions that were deleted in the target since a move are not missing there.
     """
     with Spool() as differing:
         both = _DigestComparison(found, digests, differing, skips_deleted=skips_deleted)
-        await read_digests(connection, both.take, source_ids)
+        await read_digests(connection, both.take, source_ids, statement)
         both.end()
         rows: Source | None = None
         for digest in differing.digests():
             if rows is None:
                 rows = await source()
-            await _compare_session(found, connection, rows, validator, digest)
+            await _compare_session(found, connection, rows, validator, digest, statement=statement)
 
 
 async def check_keys(found: Comparison, connection: Any) -> None:
@@ -245,7 +254,13 @@ class _DigestComparison:
 
 
 async def _compare_session(
-    found: Comparison, connection: Any, source: Source, validator: RowValidator, own: SessionDigest
+    found: Comparison,
+    connection: Any,
+    source: Source,
+    validator: RowValidator,
+    own: SessionDigest,
+    *,
+    statement: Callable[[str], str],
 ) -> None:
     session_id = own.id.decode()
     raw = source.session(session_id)
@@ -262,7 +277,7 @@ async def _compare_session(
         in_file.update(prepare_messages(b"", count + 1, page)[1])
         count += len(page)
         digests = {row.id.decode(): message_digest(0, row) for row in page}
-        stored_rows = await connection.fetch(SELECT_MESSAGES, session_id, write_texts(digests))
+        stored_rows = await connection.fetch(statement(SELECT_MESSAGES), session_id, write_texts(digests))
         stored = {id_: (seq, digest) for id_, seq, digest in stored_rows}
         matched += len(stored)
         for id_, digest in digests.items():
@@ -277,12 +292,12 @@ async def _compare_session(
                 found.add("message out of order", named)
             last = max(last, seq)
     # The session before its messages: an add in between does not look like a change of the session.
-    stored_row = await connection.fetchrow(SELECT_SESSIONS, write_texts([session_id]))
+    stored_row = await connection.fetchrow(statement(SELECT_SESSIONS), write_texts([session_id]))
     if stored_row is None:
         found.add(SESSION_MISSING, session_id)
         return
     _, *stored_session = stored_row
-    added = await connection.fetchval(COUNT_MESSAGES, session_id) - matched
+    added = await connection.fetchval(statement(COUNT_MESSAGES), session_id) - matched
     found.add_messages(session_id, added)
     for column in _differing_columns(session, stored_session, added, ahead=isinstance(found, Forecast)):
         found.add(f"session's {column} differs", session_id)

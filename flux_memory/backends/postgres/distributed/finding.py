@@ -40,6 +40,22 @@ ORDER BY 1
 """
 
 
+async def find_distribution(connection: Any) -> str | None:
+    """Return the schema of the tables, quoted, if they are distributed; call it if the database has Citus.
+
+    Raises:
+        SchemaError: The tables are distributed, and not beside each other.
+    """
+    for schema, apart in await connection.fetch(SELECT_DISTRIBUTION):
+        if apart:
+            raise SchemaError(
+                f"the table 'sessions' is distributed, and its rows in {apart} are not beside it; run "
+                "flux-memory distribute as the owner of the tables"
+            )
+        return str(schema)
+    return None
+
+
 async def find_path(connection: Any) -> WritePath:
     """Return the statements of a store by the state of its tables.
 
@@ -48,12 +64,7 @@ async def find_path(connection: Any) -> WritePath:
     """
     if not await connection.fetchval(HAS_CITUS):
         return ONE_SERVER
-    for schema, apart in await connection.fetch(SELECT_DISTRIBUTION):
-        if apart:
-            raise SchemaError(
-                f"the table 'sessions' is distributed, and its rows in {apart} are not beside it; run "
-                "flux-memory distribute as the owner of the tables"
-            )
+    if (schema := await find_distribution(connection)) is not None:
         wanted = [function.signature(schema) for function in functions().values()]
         for signature, exists in await connection.fetch(SELECT_MISSING, write_texts(wanted)):
             if exists:

@@ -45,7 +45,7 @@ class RecordPlaceholder:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CancelPoint:
     """Where a call is cancelled; see `flux_memory.testkit.contract.cancel_points`."""
 
     point: int
@@ -153,9 +153,9 @@ def made_by(call: ModelCall, answer: Answer) -> list[str | None]:
 
 
 async def at_once(
-    calls: Sequence[tuple[Memory, ModelCall, Cut | None]], *, seconds: float = CALL_SECONDS
+    calls: Sequence[tuple[Memory, ModelCall, CancelPoint | None]], *, seconds: float = CALL_SECONDS
 ) -> list[Answer]:
-    """Make calls at the same time, cancel those with a `Cut`, and return their answers in order.
+    """Make calls at the same time, cancel those with a `CancelPoint`, and return their answers in order.
 
     Raises:
         HangError: A call did not end in time.

@@ -12,11 +12,11 @@ from hypothesis.strategies import SearchStrategy
 
 from flux_memory import MAX_ID_LENGTH, MAX_USER_ID_LENGTH
 from flux_memory.testkit.contract import corpus
-from flux_memory.testkit.contract.model.calls import Cut, IdPlaceholder, ModelCall, RecordPlaceholder
+from flux_memory.testkit.contract.model.calls import CancelPoint, IdPlaceholder, ModelCall, RecordPlaceholder
 from flux_memory.testkit.contract.model.refusals import REFUSED
 from flux_memory.testkit.reference.memory import WRITES
 
-Group = Sequence[tuple[int, ModelCall, Cut | None]]
+Group = Sequence[tuple[int, ModelCall, CancelPoint | None]]
 
 _NAMES: Final = ("a", "b", "c")
 """Few names, so that calls often share a session or a message."""
@@ -280,7 +280,8 @@ reads: Final = _unprinted(_weighted((2, _reads), (1, _spoilt())))
 calls: Final = _unprinted(_weighted((1, writes), (1, reads)))
 
 _cuts: Final = _weighted(
-    (3, st.none()), (1, st.builds(Cut, st.sampled_from([0, 0, 0, 1, 2, 3]), st.sampled_from(["asleep", "awoken"])))
+    (3, st.none()),
+    (1, st.builds(CancelPoint, st.sampled_from([0, 0, 0, 1, 2, 3]), st.sampled_from(["asleep", "awoken"]))),
 )
 # Not `delete_sessions`: it removes sessions in batches, and other calls may see some of them removed.
 _together: Final = _weighted(
@@ -301,7 +302,7 @@ _together: Final = _weighted(
 
 
 @st.composite
-def _member(draw: st.DrawFn) -> tuple[int, ModelCall, Cut | None]:
+def _member(draw: st.DrawFn) -> tuple[int, ModelCall, CancelPoint | None]:
     handle, call, cut = draw(handles), draw(_together), draw(_cuts)
     if cut is not None and call.method in WRITES:
         call = _recognisable(draw, call)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from flux_memory import MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import Capability
-from flux_memory.testkit.contract.model.calls import Cut, ModelCall
+from flux_memory.testkit.contract.model.calls import CancelPoint, ModelCall
 from flux_memory.testkit.reference.memory import WRITES
 
 NEEDED: Final = Capability.MESSAGE_IDS | Capability.SESSIONS | Capability.SESSION_IDS | Capability.TIMESTAMPS
@@ -67,7 +67,7 @@ _PARTS: Final[dict[str, frozenset[str]]] = {
 }
 """The arguments of which a call needs at least one."""
 
-Item = tuple[int, ModelCall, Cut | None]
+Item = tuple[int, ModelCall, CancelPoint | None]
 """A handle, the call on it, and where it is cancelled."""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from flux_memory.testkit.contract.model.calls import Answer, Cut, CutOff, ModelCall, Raised, made_by
+from flux_memory.testkit.contract.model.calls import Answer, CancelPoint, CutOff, ModelCall, Raised, made_by
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Script:
         else:
             self._lines.append(f"{self._target(call, answer)}{code}")
 
-    def group(self, items: Sequence[tuple[int, ModelCall, Cut | None]], answers: Sequence[Answer]) -> None:
+    def group(self, items: Sequence[tuple[int, ModelCall, CancelPoint | None]], answers: Sequence[Answer]) -> None:
         """Add concurrent calls."""
         self._imports.add("import asyncio")
         lines = []

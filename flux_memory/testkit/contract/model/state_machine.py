@@ -17,7 +17,7 @@ from flux_memory.testkit.contract.model.answers import Mismatch, difference
 from flux_memory.testkit.contract.model.calls import (
     Answer,
     Answered,
-    Cut,
+    CancelPoint,
     CutOff,
     HangError,
     ModelCall,
@@ -207,7 +207,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self._states = _distinct([replace(state, pending=()) for state in self._states])
         self._observe()
 
-    def _make(self, items: Sequence[tuple[int, ModelCall, Cut | None]]) -> list[Answer]:
+    def _make(self, items: Sequence[tuple[int, ModelCall, CancelPoint | None]]) -> list[Answer]:
         for handle in sorted({handle for handle, _, _ in items} - self._handles.keys()):
             self._open(handle)
         calls = [(self._handles[handle], call, cut) for handle, call, cut in items]

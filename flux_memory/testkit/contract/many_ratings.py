@@ -1,0 +1,139 @@
+"""Clauses on much feedback, long texts in it, and entries of other decades."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from flux_memory.testkit.capabilities import Capability
+from flux_memory.testkit.clauses import clause
+from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.moments import AGES_DAYS, DECADES
+from flux_memory.testkit.contract.pace import together
+from flux_memory.testkit.contract.ratings import ids_of
+from flux_memory.testkit.contract.under_test import StoreUnderTest, another_handle
+
+ENTRIES: Final = 101
+"""More entries than a page, or a part of a deletion, has."""
+MANY_ENTRIES: Final = 1_001
+"""The same in the thorough profile."""
+ROUND: Final = (0, 1, 50, 100)
+"""Sessions of a user whose feedback is erased: none, and the sizes that parts of a deletion often have."""
+SIZES_BYTES: Final = (2**16, 2**20)
+"""Sizes at which a store may cut a text, and in the thorough profile 16 MiB as well."""
+MORE_BYTES: Final = 2**24
+
+
+class ManyRatingsContract(Binding):
+    """The promises of `memory.feedback` on amounts, sizes and times."""
+
+    @clause(
+        "FM-FBK-022",
+        promise="However much feedback a store has, each entry is listed, counted and erased: with its user, or by "
+        "`clear_all`.",
+        impact="A user is forgotten except for the ratings beyond the first hundred.",
+        needs=Capability.FEEDBACK | Capability.RETENTION | Capability.USER_SCOPE | Capability.SESSION_IDS,
+    )
+    async def test_feedback_of_any_number(self, store: StoreUnderTest) -> None:
+        memory, most = store.open(), MANY_ENTRIES if store.thorough else ENTRIES
+        await memory.create_session(session_id="hers", user_id="ann")
+        for session, rating in (("hers", 1), ("nobody's", -1)):
+            await together(memory.feedback.add(session, rating) for _ in range(most))
+        assert len({*await ids_of(memory)}) == 2 * most
+        for session, rating in (("hers", 1), ("nobody's", -1)):
+            assert len(await ids_of(memory, session_id=session)) == len(await ids_of(memory, rating=rating)) == most
+            assert len(await memory.feedback.get(most, session_id=session)) == most
+        stats = await memory.feedback.stats()
+        assert (stats["total"], stats["positive"], stats["negative"]) == (2 * most, most, most)
+        await memory.delete_sessions(user_id="ann")
+        assert await ids_of(memory, session_id="hers") == []
+        assert len(await ids_of(memory)) == most
+        if Capability.CLEAR_ALL in store.capabilities:
+            await memory.clear_all()
+            assert await ids_of(memory) == []
+
+    @clause(
+        "FM-FBK-023",
+        promise="An erasure of a user's feedback does not depend on how many sessions the user has left: none, or any "
+        "other number.",
+        impact="A person who has deleted every conversation is not forgotten.",
+        needs=Capability.FEEDBACK | Capability.RETENTION | Capability.USER_SCOPE,
+    )
+    async def test_feedback_erasure_for_any_number_of_sessions(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        for number in ROUND:
+            user = f"user of {number}"
+            gone = await memory.create_session(user_id=user)
+            await memory.feedback.add(gone, -1, comment=user)
+            await memory.delete_session(gone)
+            await together(memory.create_session(user_id=user) for _ in range(number))
+            assert await memory.delete_sessions(user_id=user) == number
+            assert await ids_of(memory, session_id=gone) == [], f"with {number} sessions"
+
+    @clause(
+        "FM-FBK-024",
+        promise="An erasure takes only the feedback of exactly this user, not of one whose id looks alike.",
+        impact="One user asks to be forgotten, and the ratings of another one disappear.",
+        needs=Capability.FEEDBACK | Capability.RETENTION | Capability.USER_SCOPE,
+    )
+    async def test_feedback_erasure_is_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        users = ("ann", "Ann", "ann ", " ann", "änn", "a\u0308nn", "ann%", "an_", "a")
+        sessions = {user: await memory.create_session(user_id=user) for user in users}
+        for user, session in sessions.items():
+            await memory.feedback.add(session, 1, comment=user)
+        left = [*users]
+        for user in ("ann", "an_", "änn", "ann "):
+            left.remove(user)
+            assert await memory.delete_sessions(user_id=user) == 1
+            assert sorted(entry["comment"] for entry in await memory.feedback.get(None)) == sorted(left), user
+
+    @clause(
+        "FM-FBK-025",
+        promise="A comment, a corrected answer and metadata of any size up to the limit are returned unchanged, "
+        "through any handle.",
+        impact="The corrected answer that a model is trained on ends in the middle of a sentence.",
+        needs=Capability.FEEDBACK,
+    )
+    async def test_feedback_of_any_size(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        other = another_handle(store, memory)
+        for size in (*SIZES_BYTES, *([MORE_BYTES] if store.thorough else [])):
+            # The character lies across the size.
+            text = "x" * (min(size, store.max_content_bytes - 4) - 1) + "é!"
+            given: list[dict[str, Any]] = [
+                {"comment": text},
+                {"corrected_answer": text},
+                {"metadata": {"text": text[: MORE_BYTES // 2]}},
+            ]
+            for at, parts in enumerate(given):
+                name = f"{size} {at}"
+                assert await memory.feedback.add(name, 1, feedback_id=name, **parts) == name
+                (found,) = await other.feedback.get(session_id=name)
+                shown: dict[str, Any] = {**found}
+                assert all(shown[key] == value for key, value in parts.items()), f"{[*parts]} of {size:,} bytes"
+                assert await memory.feedback.add(name, 1, feedback_id=name, **parts) == name, "a retry of a long entry"
+
+    @clause(
+        "FM-FBK-026",
+        promise="Feedback does not expire, and its times are right in any decade: in entries, in their order, by day "
+        "and by `since`.",
+        impact="From 2038 on ratings cannot be stored, or those of last year are gone from the report.",
+        needs=Capability.FEEDBACK | Capability.TIMESTAMPS,
+    )
+    async def test_feedback_of_any_decade(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        now = datetime.now(UTC)
+        moments = [*(now - timedelta(days=days) for days in AGES_DAYS), *DECADES]
+        for moment in moments:
+            async with store.clock_at(moment):
+                await memory.feedback.add("s", 1, comment=moment.date().isoformat())
+        later = store.open() if Capability.SEVERAL_HANDLES in store.capabilities else memory
+        found = await later.feedback.get(None)
+        assert [entry["comment"] for entry in found] == [moment.date().isoformat() for moment in reversed(moments)]
+        assert [entry["created_at"][:10] for entry in found] == [entry["comment"] for entry in found]
+        days = sorted({moment.date().isoformat() for moment in moments})
+        assert [day["day"] for day in (await later.feedback.stats())["by_day"]] == days
+        for at, moment in enumerate(moments):
+            counted = (await later.feedback.stats(since=moment.replace(microsecond=0)))["total"]
+            assert counted == len(moments) - at, f"since {moment}"

@@ -1,0 +1,1 @@
+"""The target of a migration whose tables Citus distributes by session."""
