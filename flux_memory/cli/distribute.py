@@ -54,6 +54,8 @@ def _show(report: Distribution) -> None:
         rows = report.rows.get(table.name)
         counted = f", {rows:,} rows" if rows is not None else ""
         state = "distributed before" if table.is_distributed else f"{table.size_bytes / 2**20:,.1f} MB to copy"
+        if not table.exists:
+            state = "to be created"
         click.echo(printable(in_number(f"Table       {table.shown}{counted}, {state}")))
     if not report.is_done:
         for statement in report.statements:

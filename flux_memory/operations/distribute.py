@@ -51,6 +51,13 @@ FROM pg_class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace
 WHERE relname = ANY ($1::text::name[]) AND pg_table_is_visible(pg_class.oid) AND relkind = 'r'
 """
+# What a table will be that the command creates.
+SELECT_PLACE: Final = """
+SELECT
+    quote_ident(current_schema()::text),
+    quote_ident(current_user::text),
+    coalesce(has_schema_privilege(current_schema()::text, 'CREATE'::text), FALSE)
+"""
 COUNT_ROWS: Final = "SELECT count(*) FROM {table}"
 # A sum does not depend on the order, and each server adds up its own rows.
 SELECT_DIGEST: Final = """
@@ -101,6 +108,8 @@ class DistributedTable(NamedTuple):
     is_distributed: bool
     row: str
     """An expression that is a whole row."""
+    exists: bool = True
+    """Whether the table exists; otherwise the command creates it."""
 
 
 @dataclass
@@ -193,10 +202,16 @@ async def _plan(connection: Any) -> Distribution:
     wanted = [*TABLES, VERSION_TABLE]
     found = {row[0]: DistributedTable(*row) for row in await connection.fetch(SELECT_TABLES, write_texts(wanted))}
     if missing := [name for name in wanted if name not in found]:
-        raise SchemaError(
-            f"the database does not have {', '.join(missing)} of this version yet; the command creates them when "
-            "it runs without --dry-run"
-        )
+        place, role, may_create = await connection.fetchrow(SELECT_PLACE)
+        if not may_create:
+            raise SchemaError(
+                f"the role {role} may not create {', '.join(missing)} in "
+                f"{'the schema ' + place if place else 'any schema of search_path'}; GRANT it CREATE there"
+            )
+        found |= {
+            name: DistributedTable(name, place, f"{place}.{name}", role, True, 0, False, "", exists=False)
+            for name in missing
+        }
     tables = [found[name] for name in wanted]
     for table in tables:
         if not table.is_owned:
@@ -216,6 +231,7 @@ async def _plan(connection: Any) -> Distribution:
         rows={
             table.name: await connection.fetchval(COUNT_ROWS.format(table=table.shown))
             for table in tables[: len(TABLES)]
+            if table.exists
         },
         statements=[
             DISTRIBUTE[table.name].format(table=table.shown, **shown) for table in tables if not table.is_distributed

@@ -181,7 +181,7 @@ class PostgresHandle:
             sql, values = choose(store.executor.path)
             try:
                 sql = store.executor.path.statement(sql)
-                if store.replicas is not None:
+                if store.replicas is not None and not store.executor.path.tables:
                     return await store.replicas.fetch(state, session_id, sql, values)
                 rows: list[Any] = await store.executor.run(state, methodcaller("fetch", sql, *values))
             except asyncpg.StringDataRightTruncationError:

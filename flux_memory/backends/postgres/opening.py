@@ -17,6 +17,7 @@ from flux_memory.backends.postgres.replicas.reading import ReplicaOptions, Repli
 from flux_memory.backends.postgres.retry import SERVER_GRACE_SECONDS, RetryingExecutor
 from flux_memory.backends.postgres.write_path import WritePath
 from flux_memory.backends.postgres.writers import MessageWriters
+from flux_memory.errors import SchemaError
 
 _OPENING_SHARE: Final = 0.9
 """Share of the deadline for opening; the rest lets waiting callers report the cause instead of a timeout."""
@@ -81,6 +82,12 @@ async def open_store(
             raise
         replicas = None
         if options is not None:
+            if executor.path.tables:
+                # A replica's position in the coordinator's log says nothing about rows on the workers.
+                raise SchemaError(
+                    "the tables are distributed over a Citus cluster, and reads on replicas need the tables of one "
+                    "server; leave out replica_dsn and POSTGRES_REPLICA_DSN"
+                )
             replicas = ReplicaReads(options, executor)
             replicas.loop_end = _close_at_end_of_loop(replicas)
             await anext(replicas.loop_end)

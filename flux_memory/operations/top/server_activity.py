@@ -6,9 +6,11 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import asyncpg
+import orjson
 
 from flux_memory.errors import SchemaError
 from flux_memory.operations.server_connection import ServerConnection, connect_to_server
+from flux_memory.operations.top.cluster_tables import HAS_CITUS, IS_DISTRIBUTED, SELECT_TABLES_OF_SERVERS
 from flux_memory.operations.top.readings import (
     NEWEST_SESSIONS,
     ActiveSession,
@@ -64,10 +66,11 @@ WHERE datname = current_database() AND coalesce(backend_type, 'client backend') 
 GROUP BY 1, 2
 ORDER BY 3 DESC, 1, 2
 """
+# For an array the driver asks for its type, which takes seconds where an extension has added many types.
 SELECT_WAITS: Final = """
 SELECT
     pid,
-    pg_blocking_pids(pid),
+    array_to_json(pg_blocking_pids(pid))::text,
     coalesce(extract(epoch FROM clock_timestamp() - waitstart), 0)::float8,
     coalesce(relation::regclass::text, locktype),
     coalesce(application_name, ''),
@@ -150,7 +153,7 @@ class _Parts:
         ((at, version, in_recovery, most, sees_all, behind),) = await self._server.run(
             lambda connection: _fetch(connection, SELECT_SERVER)
         )
-        found = await self._part("the tables", SELECT_TABLES)
+        found = await self._tables()
         tables = [TableSize(*row[:4]) for row in found]
         inserted = {name: count for name, *_, count in found}
         if not found and not self._refusal:
@@ -183,12 +186,21 @@ class _Parts:
                 Application(name, role, count, None if unseen else active, None if unseen else idle)
                 for name, role, count, active, idle, unseen, _ in rows
             ],
-            waits=[LockWait(*row[:5]) for row in waits],
+            waits=[LockWait(pid, orjson.loads(blockers), *rest[:3]) for pid, blockers, *rest in waits],
             tables=tables,
             replicas=replicas,
             behind_bytes=behind if in_recovery else None,
             missing=self._missing,
         )
+
+    async def _tables(self) -> list[tuple[Any, ...]]:
+        """Return the name, the bytes, the rows, the dead rows and the inserted rows of each table."""
+        if not (await self._part("the extension", HAS_CITUS) and await self._part("the tables", IS_DISTRIBUTED)):
+            return await self._part("the tables", SELECT_TABLES)
+        rows = await self._part("the tables", SELECT_TABLES_OF_SERVERS)
+        if failed := sum(row[-1] for row in rows):
+            self._missing.append(f"the tables' parts on {failed} servers of the cluster, which do not answer")
+        return [row[:-1] for row in rows if row[0] is not None]
 
     def _may_select(self, tables: list[tuple[Any, ...]]) -> bool:
         return bool(tables) and not self._refusal

@@ -14,6 +14,7 @@ from flux_memory.schema.postgres.attachments import (
     protecting_new_tables,
     without_triggers,
 )
+from flux_memory.schema.postgres.clusters import explain_fault, refuse_upgrade
 from flux_memory.schema.postgres.faults import SELECT_FAULTS
 from flux_memory.schema.postgres.inspection import (
     NUMBERED,
@@ -124,7 +125,7 @@ async def bring_up_to_date(connection: Any) -> SchemaState:
         # Not yet the original's tables: another process may upgrade them meanwhile.
         state = await inspect(reader, for_reading=True, expects=_EXPECTED)
         if not missing_steps("postgres", state.applied):
-            await _find_faults_now(reader, state.version)
+            await _find_faults_now(reader, state)
             return state
         # REPEATABLE READ, if it is the default, would show the state before the lock.
         async with reader.transaction(isolation="read_committed", readonly=False):
@@ -150,13 +151,16 @@ async def _upgrade(reader: CatalogueReader, *, is_new: bool) -> SchemaState:
     return await inspect(reader, expects=_EXPECTED)
 
 
-async def _find_faults_now(reader: CatalogueReader, version: int) -> None:
+async def _find_faults_now(reader: CatalogueReader, state: SchemaState) -> None:
     """Refuse faults, unless another client has upgraded the tables since they were read."""
     try:
-        await find_faults(reader, version)
+        await find_faults(reader, state.version)
     except SchemaError:
         reader.forget()
-        await find_faults(reader, version)
+        try:
+            await find_faults(reader, state.version)
+        except SchemaError as fault:
+            raise (await explain_fault(reader, fault) if state.has_citus else fault) from None
 
 
 async def _apply_files(reader: CatalogueReader, state: SchemaState) -> None:
@@ -165,6 +169,7 @@ async def _apply_files(reader: CatalogueReader, state: SchemaState) -> None:
     if not await reader.fetchval(HAS_CITUS):
         await reader.execute(";\n".join(statements))
         return
+    await refuse_upgrade(reader, state.version)
     # In a schema that Citus distributes, each command goes to a worker, by itself.
     for statement in statements:
         for command in single_commands(statement):

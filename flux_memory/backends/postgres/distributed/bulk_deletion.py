@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from operator import methodcaller
 from typing import Final
 
@@ -42,10 +43,28 @@ async def delete_batch(
     select, values = with_criteria(SELECT_BATCH, criteria, 4)
     read = methodcaller("fetch", select, *after, BATCH_SESSIONS, *values)
     batch = await executor.run(CallState(writes=False), read)
-    outcomes = []
-    for _, session_id in batch:
-        delete = methodcaller("fetch", sql, session_id, *criteria)
-        ((outcome,),) = await executor.run(state, delete)
-        outcomes.append(outcome)
+    outcomes = await _delete_each(sql, executor, state, criteria, [session_id for _, session_id in batch])
     last = (batch[-1][0], batch[-1][1]) if len(batch) == BATCH_SESSIONS else None
     return outcomes.count(ChangeOutcome.DONE), outcomes.count(ChangeOutcome.KEPT), last
+
+
+async def _delete_each(
+    sql: str, executor: RetryingExecutor, state: CallState, criteria: DeletionCriteria, session_ids: Iterable[str]
+) -> list[str]:
+    """Delete sessions, several at a time, and return the outcomes. Other calls keep half of the connections."""
+    outcomes: list[str] = []
+    waiting = iter(session_ids)
+
+    async def delete_waiting() -> None:
+        for session_id in waiting:
+            ((outcome,),) = await executor.run(state, methodcaller("fetch", sql, session_id, *criteria))
+            outcomes.append(outcome)
+
+    deleting = [asyncio.create_task(delete_waiting()) for _ in range(executor.max_on_server)]
+    try:
+        await asyncio.gather(*deleting)
+    finally:
+        for task in deleting:
+            task.cancel()
+        await asyncio.gather(*deleting, return_exceptions=True)
+    return outcomes

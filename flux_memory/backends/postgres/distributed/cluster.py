@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 import orjson
 
-from flux_memory.backends.postgres import creating, deleting, updating
+from flux_memory.backends.postgres import creating, deleting, queries, updating
 from flux_memory.backends.postgres.adds import Add, AddOutcome, tell_outcome
 from flux_memory.backends.postgres.arrays import write_numbers, write_texts
 from flux_memory.backends.postgres.distributed.bulk_deletion import delete_batch
@@ -32,6 +32,12 @@ REPLACED: Final = {
     deleting.DELETE_SESSION: "delete_session",
 }
 """The function that replaces a statement."""
+# With the key in a subquery, Citus plans each execution. Otherwise a server that holds the session keeps 30 kB of
+# memory with each execution of a generic plan, as the functions say. Through another server it would only cost more.
+HISTORY_IN_SUBQUERY: Final = queries.SELECT_HISTORY.replace(
+    "FROM messages\nWHERE session_id::text = $1\n",
+    "FROM (SELECT * FROM messages WHERE session_id::text = $1) AS messages\n",
+)
 # Citus looks for the key without a cast. The cast keeps an operator of another schema from being a better match, and so
 # does the name of the operator.
 CAST_KEY: Final = re.compile(r"\b((?:messages\.)?(?:session_id|id)(?=::text = (?:\$|id::text)))::text = ")
@@ -66,9 +72,12 @@ async def make_path(connection: Any, schema: str) -> WritePath:
     placement = Placement(schema)
     await placement.read(connection)
     calls = {name: function.call(schema) for name, function in functions().items()}
+    replaced = {sql: calls[name] for sql, name in REPLACED.items()}
+    if placement.is_here:
+        replaced[queries.SELECT_HISTORY] = _translate({}, HISTORY_IN_SUBQUERY)
     adds = AddFunctions(calls["add_message"], calls["add_messages"], calls["add_to_sessions"])
     return WritePath(
-        statement=cache(partial(_translate, {sql: calls[name] for sql, name in REPLACED.items()})),
+        statement=cache(partial(_translate, replaced)),
         add=partial(_add, adds, placement),
         delete_batch=partial(delete_batch, calls["delete_matching"]),
         select_page=select_page,

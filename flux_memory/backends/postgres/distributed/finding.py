@@ -22,6 +22,12 @@ SELECT
         WHERE other.relname = ANY ('{session_details,messages}'::name[])
             AND pg_table_is_visible(other.oid)
             AND (placed.colocationid = spread.colocationid) IS NOT TRUE
+    ),
+    EXISTS (
+        SELECT 1
+        FROM pg_class AS feedback
+        JOIN pg_dist_partition ON logicalrelid::oid = feedback.oid
+        WHERE feedback.relname = 'feedback' AND pg_table_is_visible(feedback.oid)
     )
 FROM pg_class AS sessions
 JOIN pg_namespace ON pg_namespace.oid = sessions.relnamespace
@@ -46,11 +52,16 @@ async def find_distribution(connection: Any) -> str | None:
     Raises:
         SchemaError: The tables are distributed, and not beside each other.
     """
-    for schema, apart in await connection.fetch(SELECT_DISTRIBUTION):
+    for schema, apart, has_feedback in await connection.fetch(SELECT_DISTRIBUTION):
         if apart:
             raise SchemaError(
                 f"the table 'sessions' is distributed, and its rows in {apart} are not beside it; run "
                 "flux-memory distribute as the owner of the tables"
+            )
+        if not has_feedback:
+            raise SchemaError(
+                "the table 'sessions' is distributed, and 'feedback' is not; run flux-memory distribute as the owner "
+                "of the tables"
             )
         return str(schema)
     return None

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from flux_memory.backends.postgres.arrays import write_texts
 
 SELECT_SHARDS: Final = """
-SELECT pg_dist_shard.shardid, shardminvalue::int, groupid
+SELECT pg_dist_shard.shardid, shardminvalue::int, groupid, groupid = (SELECT groupid FROM pg_dist_local_group)
 FROM pg_class AS sessions
 JOIN pg_namespace ON pg_namespace.oid = relnamespace
 JOIN pg_dist_shard ON logicalrelid::oid = sessions.oid
@@ -38,6 +38,8 @@ class Shard(NamedTuple):
     """The lowest hash of its sessions' ids."""
     server: int
     """The number of the group of servers that holds it."""
+    is_here: bool
+    """Whether the server that was asked holds it."""
 
 
 class Placement:
@@ -51,12 +53,15 @@ class Placement:
         self._schema = schema
         self._shards: list[Shard] = []
         self._firsts: list[int] = []
+        self.is_here = False
+        """Whether the server that was asked holds a shard."""
 
     async def read(self, connection: Any) -> None:
         """Read the shards; there are none if sessions have copies on several servers, or another hash."""
         shards = [Shard(*row) for row in await connection.fetch(SELECT_SHARDS, self._schema)]
         firsts = [shard.first_hash for shard in shards]
         hashes = [hash_id.__wrapped__(probe) for probe in PROBES]
+        self.is_here = any(shard.is_here for shard in shards)
         has_copies = len(set(firsts)) < len(firsts)
         is_known = await connection.fetchval(SELECT_HASHES, write_texts(PROBES)) == f"{{{','.join(map(str, hashes))}}}"
         self._shards, self._firsts = ([], []) if has_copies or not is_known else (shards, firsts)
