@@ -11,7 +11,7 @@ from flux_memory import ConflictError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.moments import AGES_DAYS, DECADES
+from flux_memory.testkit.contract.moments import AGES_DAYS, DECADES, require_clock
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.ratings import ids_of
 from flux_memory.testkit.contract.under_test import StoreUnderTest, another_handle
@@ -133,6 +133,7 @@ class ManyRatingsContract(Binding):
                 await memory.feedback.add("s", 1, comment=moment.date().isoformat())
         later = store.open() if Capability.SEVERAL_HANDLES in store.capabilities else memory
         found = await later.feedback.get(None)
+        require_clock([entry["created_at"] for entry in found], now)
         assert [entry["comment"] for entry in found] == [moment.date().isoformat() for moment in reversed(moments)]
         assert [entry["created_at"][:10] for entry in found] == [entry["comment"] for entry in found]
         days = sorted({moment.date().isoformat() for moment in moments})
