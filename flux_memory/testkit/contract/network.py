@@ -231,8 +231,8 @@ async def _adds_meet_cuts(
         ledger = Ledger(await memory.create_session())
         assert await ledger.add(memory, *texts("before"))
         await cutter.measure(ledger.add(memory, *texts("whole")))
-        # Of the last exchanges, half the request: what came before it is stored, if the store sends parts.
-        cuts = [cut for cut in cutter.cuts if cut.how == "silence"][-6:-1:2] if at_the_end else cutter.cuts
+        # In the last requests: what came before is stored, if the store sends parts.
+        cuts = cutter.stalls if at_the_end else cutter.cuts
         for number, cut in enumerate(cuts):
             # Its own deadline would replace the one of the cut.
             await cutter.cut(cut, ledger.add(memory, *texts(f"cut {number}"), within=cut.within))
