@@ -44,8 +44,10 @@ UNSHARDED: Final = {
         "transfer.target.server.TRANSACTION_SETTINGS",
     },
 }
-"""Statements that only a database on one server runs: of many sessions at once, of migrations, and of upgrades. Those of
-a migration of a cluster lock sessions of one shard, and several statements at once are for the coordinator alone."""
+"""Statements that only a database on one server runs: of many sessions at once, of migrations, and of upgrades.
+
+Those of a migration of a cluster lock sessions of one shard; several statements at once are for the coordinator alone.
+"""
 RESET: Final = """SELECT pg_advisory_unlock_all();
 CLOSE ALL;
 UNLISTEN *;

@@ -1,4 +1,4 @@
-"""Tests that a schema file makes the same tables as a whole and by single commands, which a distributed schema needs."""
+"""Tests that single commands, which a distributed schema needs, make the same tables as a whole schema file."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from flux_memory.operations.telemetry.instruments import OwnAttributes
 _LOG: Final = logging.getLogger("flux_memory.telemetry")
 
 
-class Operation:
+class ObservedOperation:
     """A method of a handle: its name, its attributes, and the durations of its calls.
 
     Args:
@@ -52,7 +52,7 @@ class TimedCall:
 
     __slots__ = ("_began", "_operation")
 
-    def __init__(self, operation: Operation, began: float) -> None:
+    def __init__(self, operation: ObservedOperation, began: float) -> None:
         self._operation = operation
         self._began = began
 
@@ -77,7 +77,7 @@ class ObservedCall:
 
     __slots__ = ("_began", "_context", "_operation", "_span", "_token", "_tracer")
 
-    def __init__(self, operation: Operation, tracer: Tracer) -> None:
+    def __init__(self, operation: ObservedOperation, tracer: Tracer) -> None:
         self._operation = operation
         self._tracer = tracer
 
