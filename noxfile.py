@@ -55,8 +55,8 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Break servers, networks, disks and processes, and print the losses. `-- --long` for all rounds."""
     install(session, "test")
-    # A third of their time they wait for a deadline or a server: three of them keep two processors busy.
-    parallel = ("-n", "3", "--dist=worksteal")
+    # Two: with more, a busy machine passes the deadlines of some faults. In blocks, a module's servers start once.
+    parallel = ("-n", "2", "--dist=worksteal")
     session.run("pytest", FAULTS, *parallel, "-q", "-rs", "--flux-postgres-required", *session.posargs)
 
 

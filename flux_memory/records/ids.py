@@ -1,6 +1,6 @@
 """Makes the ids of new sessions, messages and feedback: UUIDv7 (RFC 9562), which sort by the time of creation.
 
-Packages that do the same take a fifth of the time to import that the whole library takes.
+The package `uuid6` makes them too, but its import takes a sixth of a command's start.
 """
 
 from __future__ import annotations

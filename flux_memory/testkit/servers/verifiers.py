@@ -1,7 +1,7 @@
 """Makes what a server keeps of a random password, so that a login with it costs the client almost no time.
 
-The 4,096 rounds of PostgreSQL's default slow down guessing, and a tenth of a test's CPU time; a password of 144 random
-bits cannot be guessed.
+PostgreSQL's default of 4,096 rounds slows down guessing, and takes a quarter of a connection's CPU time. A password of
+144 random bits cannot be guessed.
 """
 
 from __future__ import annotations
