@@ -39,12 +39,12 @@ def test_telemetry_that_costs_while_off_is_named() -> None:
 
 
 def test_metrics_that_cost_too_much_are_named() -> None:
-    """Metrics are for production: up to five per cent need no decision."""
+    """Metrics are for production: up to ten per cent need no decision."""
     import telemetry_cost
 
     assert telemetry_cost.missed(make_result(100.0, 104.0)) == []
     (line,) = telemetry_cost.missed(make_result(100.0, 130.0))
-    assert line == "SQLite: calls with metrics take 1.30 times the CPU of those without; the target is 1.05"
+    assert line == "SQLite: calls with metrics take 1.30 times the CPU of those without; the target is 1.1"
 
 
 def test_each_way_is_measured_in_a_process(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,13 @@ from typing import Any, Final
 
 import pytest
 from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider
-from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    InMemoryMetricReader,
+    MetricExporter,
+    MetricExportResult,
+    PeriodicExportingMetricReader,
+)
 from opentelemetry.sdk.metrics.view import (
     DropAggregation,
     ExplicitBucketHistogramAggregation,
@@ -32,6 +39,22 @@ DURATION: Final = "db.client.operation.duration"
 DELTA: Final = {Counter: AggregationTemporality.DELTA, Histogram: AggregationTemporality.DELTA}
 NAMED: Final = {"db.namespace": "chat.db", "error.type": "X"}
 Own = ConversationMemory | PostgresConversationMemory
+
+
+class Kept(MetricExporter):
+    """Keeps the last metrics as text."""
+
+    exported = ""
+
+    def export(self, metrics_data: Any, timeout_millis: float = 10_000, **options: Any) -> MetricExportResult:
+        self.exported = metrics_data.to_json()
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **options: Any) -> None:
+        """Nothing is open."""
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -215,6 +238,20 @@ async def test_the_values_of_a_closed_memory_are_exported(open_memory: Callable[
         gc.collect()
     counts = {point.attributes.get("error.type", ""): point.count for point in points_of(reader, DURATION)}
     assert counts == {"": 15, "SessionNotFoundError": 3}
+
+
+@pytest.mark.asyncio
+async def test_a_shutdown_exports_what_was_gathered(path: Path) -> None:
+    """A process that ends between two exports has its last calls in the last one."""
+    exporter = Kept()
+    meters = MeterProvider([PeriodicExportingMetricReader(exporter, export_interval_millis=3_600_000)])
+    async with ConversationMemory(path) as memory:
+        with instrument(memory, meter_provider=meters, tracer_provider=NoOpTracerProvider()):
+            for _ in range(7):
+                await memory.ping()
+    meters.shutdown()
+    (count,) = re.findall(r'"db.operation.name": "ping".*?"count": (\d+)', exporter.exported, re.DOTALL)
+    assert count == "7"
 
 
 def test_memories_that_are_gone_take_no_room() -> None:

@@ -60,7 +60,8 @@ def on_any_loop(
         if life.is_home():
             if (observer := life.observers.active) is None:
                 return await method(self, *args, **kwargs)
-            with observer.call(str(kwargs.get("operation", own_name)), life.observers):
+            operation = str(kwargs.get("operation", own_name)) if kwargs else own_name
+            with observer.call(operation, life.observers):
                 return await method(self, *args, **kwargs)
         return await life.visit(lambda twin: call(twin, *args, **kwargs))
 
