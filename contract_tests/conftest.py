@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,15 +31,29 @@ BUILT_IMAGE = "flux-memory/postgres:15"
 IDLE_PLUGINS = ("no:hypothesispytest", "no:anyio")
 """Plugins without work in a project that a test makes: they take a third of its run's CPU time to import."""
 
+_frozen_modules = [0]
+"""The number of modules that were loaded when objects were last frozen."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SecretWatch())
 
 
 def pytest_collection_finish() -> None:
-    # Hundreds of tests collect garbage, and would visit the objects of all other tests each time.
+    _freeze()
+
+
+def pytest_runtest_logfinish() -> None:
+    # Hypothesis, for example, is imported by the first test that explores the model.
+    if len(sys.modules) > _frozen_modules[0] + 50:
+        _freeze()
+
+
+def _freeze() -> None:
+    """Leave what is there out of later collections: hundreds of tests collect, and would visit all of it each time."""
     gc.collect()
     gc.freeze()
+    _frozen_modules[0] = len(sys.modules)
 
 
 @pytest.fixture

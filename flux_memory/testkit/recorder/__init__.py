@@ -128,7 +128,9 @@ class Transcript:
         parts = [(variable, result)]
         if isinstance(result, list):
             parts = [(f"{variable}[{at}]", each) for at, each in enumerate(result)]
-        given = _texts_of((call.args, call.kwargs), set())
+        # A batch has thousands of texts, and only ids are looked up in them.
+        has_ids = any(type(each) is str for _, each in parts)
+        given = _texts_of((call.args, call.kwargs), set()) if has_ids else set()
         noted = [self._note(place, each, given) for place, each in parts]
         if any(noted):
             self._variables += 1
