@@ -30,7 +30,7 @@ class QueuedCall:
         self.state = state
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.alone = False
-        """Whether it must not share its next statement, since the server refused one that it shared."""
+        """Whether it must not share its next statement: the server refused one that it shared, or a caller left it."""
         self.is_taken = False
         """Whether its session could not be created, since it existed."""
 

@@ -33,7 +33,8 @@ class MessageWriter:
 
     A session's messages are stored in the order of the calls. A call whose caller is cancelled before it is sent is not
     stored; one that was sent is stored as a whole or not at all. A statement is cancelled once all its callers are
-    gone. A session's next calls are sent as soon as its callers in the statement before are answered or gone.
+    gone, and one that waits for a lock once the first of them is. A session's next calls are sent as soon as its
+    callers in the statement before are answered or gone.
 
     A shared statement skips locked sessions. Each of these gets a statement of its own that waits for the lock with all
     calls that fit, or is tried again after `LOCKED_SECONDS` if too many statements wait for locks.
@@ -115,7 +116,7 @@ class MessageWriter:
         call.future.result()
 
     def _forget(self, call: QueuedCall) -> None:
-        """Forget a call whose caller has stopped waiting; cancel its statement if that has no other calls or waits."""
+        """Forget a call whose caller has stopped waiting; cancel its statement if it has no others or is locked."""
         queue = call.queue
         if call in queue.waiting:
             del queue.waiting[call]
@@ -130,9 +131,13 @@ class MessageWriter:
             if not queue.in_flight:
                 self._release(statement, queue)
                 self._send_next()
-            # A statement that waits for a lock must not store a call after its deadline: the others are sent again.
-            waits_for_lock = statement in self._executor.on_lock and not statement.task.cancelling()
-            if not statement.queues or waits_for_lock:
+                if not statement.queues:
+                    statement.task.cancel()
+            elif statement in self._executor.on_lock and not statement.task.cancelling():
+                # Nothing is stored yet, and the call must not be once the lock is free. The others are sent again, each
+                # alone, so that the next caller who leaves does not take their place in the lock's queue from them.
+                for other in queue.in_flight:
+                    other.alone = True
                 statement.task.cancel()
 
     def _line_up(self, queue: SessionQueue) -> None:
