@@ -168,7 +168,7 @@ class ManyRatingsContract(Binding):
             name = f"kind {at}"
             await memory.feedback.add("s", 0, feedback_id=name, **parts)
             (found,) = [entry for entry in await other.feedback.get() if entry["feedback_id"] == name]
-            bare = {"message_id": None, "comment": "", "corrected_answer": None, "metadata": {}}
+            bare: dict[str, Any] = {"message_id": None, "comment": "", "corrected_answer": None, "metadata": {}}
             shown: dict[str, Any] = {**found}
             assert {key: shown[key] for key in bare} == bare | parts
             for again in kinds:
