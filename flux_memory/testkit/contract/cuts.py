@@ -66,7 +66,7 @@ class Cutter:
         self._share = share
         self.cuts: Sequence[CutPlace] = ()
         self.stalls: Sequence[CutPlace] = ()
-        """Silence in the middle of each of the last requests of a call, whatever the profile and the share."""
+        """Silence in the middle of each of the last requests of a call, in any profile and share."""
 
     async def measure(self, call: Awaitable[Any]) -> Any:
         """Make a call without a break, find the places in it, and return its result."""
