@@ -55,7 +55,9 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Break servers, networks, disks and processes, and print the losses. `-- --long` for all rounds."""
     install(session, "test")
-    session.run("pytest", FAULTS, "-n", "2", "-q", "-rs", "--flux-postgres-required", *session.posargs)
+    # A third of their time they wait for a deadline or a server: three of them keep two processors busy.
+    parallel = ("-n", "3", "--dist=worksteal")
+    session.run("pytest", FAULTS, *parallel, "-q", "-rs", "--flux-postgres-required", *session.posargs)
 
 
 @nox.session

@@ -45,6 +45,24 @@ def test_systemd_accepts_the_units(tmp_path: Path, name: str) -> None:
     assert (again.exit_code, "has flux-memory-backup-chat.service already" in again.output) == (1, True)
 
 
+@pytest.mark.parametrize(
+    ("directory", "store", "private"),
+    [
+        ("/srv/backups", "/srv/chat.db", "yes"),
+        ("/var/backups", None, "yes"),
+        ("/srv/backups", "/tmp/chat.db", "no"),
+        ("/var/tmp/backups", None, "no"),
+    ],
+)
+def test_the_service_finds_files_below_tmp(
+    directory: str, store: str | None, private: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a directory for temporary files of its own, the backup of a first trial would find no store."""
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    plan = Schedule.from_options(directory=Path(directory), sqlite_path=store, account="chat", name="chat")
+    assert f"\nPrivateTmp={private}\n" in plan.units()["flux-memory-backup-chat.service"]
+
+
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_the_line_for_cron_makes_a_backup(tmp_path: Path, name: str) -> None:
     """Run as cron runs it, the line reads the environment file and makes a backup, with any characters in its paths."""

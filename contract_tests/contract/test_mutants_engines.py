@@ -173,7 +173,7 @@ POSTGRES = {
     ),
     "retries compare the content only": Break("FM-MSG-004", postgres_adds, "ADD_MESSAGE", "role = $3 AND ", ""),
     "the creation of tables is not awaited": Break(
-        "FM-CON-002", postgres_schema, "LOCK", postgres_schema.LOCK, NO_WAIT
+        "FM-CON-002", postgres_schema, "TRY_LOCK", postgres_schema.TRY_LOCK, NO_WAIT
     ),
     "pops take the oldest": Break("FM-POP-001", updating, "POP_MESSAGE", "ORDER BY seq DESC", "ORDER BY seq"),
     "pops keep the revision": Break(

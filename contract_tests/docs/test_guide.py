@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from guide_stages import GUIDE, format_ids, read_failing, read_stages, run_stage
+from guide_stages import GUIDE, Stage, format_ids, read_failing, read_stages, run_stage
 
 STAGES = read_stages()
+UNCHECKED = 2
+"""Stages that check no argument. What they accept beyond a limit they accept beyond a smaller one, and the clauses of
+the limit of 64 MiB take most of their time: 39 of 60 seconds."""
+FIXED_EARLY = "FM-LIM-010"
+"""Many sessions, which the second stage lists slowly and correctly; the last stage runs the clause again."""
+SMALLER = "    max_content_bytes = 1_000_000\n"
 UPDATE = "python tools/guide_stages.py writes the results into the guide"
 
 
@@ -26,13 +33,21 @@ def read_report(clause_id: str, printed: str) -> str:
     return next(report for title, report in pairwise(reports) if title.endswith(f"[{clause_id}]"))
 
 
+def with_smaller_limit(stage: Stage) -> Stage:
+    """Return a stage whose binding claims that its store takes a megabyte of content."""
+    name = "test_jsonl_memory.py"
+    head, found, body = stage.files[name].partition("(MemoryContract):\n")
+    assert found
+    return replace(stage, files=stage.files | {name: f"{head}{found}{SMALLER}{body}"})
+
+
 @pytest.mark.parametrize("number", range(1, len(STAGES) + 1))
 def test_a_stage_fails_exactly_what_the_guide_says(number: int, tmp_path: Path) -> None:
     """A reader who follows the guide sees the failures that it announces, to the clause, and the reports it shows."""
     stage, last = STAGES[number - 1], number == len(STAGES)
     # Each stage runs what failed before it, and the last one everything.
-    chosen = {1: "not FM-MOD", len(STAGES): ""}.get(number, " or ".join(STAGES[number - 2].failing))
-    printed = run_stage(stage, tmp_path, "-k", chosen)
+    chosen = {1: "not FM-MOD", len(STAGES): ""}.get(number, " or ".join(STAGES[number - 2].failing - {FIXED_EARLY}))
+    printed = run_stage(with_smaller_limit(stage) if number <= UNCHECKED else stage, tmp_path, "-k", chosen)
     failing = read_failing(printed)
     assert failing == stage.failing, f"stage {number} fails these; {UPDATE}:\n\n{format_ids(failing)}"
     assert stage.counted == (len(failing) or None), UPDATE

@@ -179,10 +179,15 @@ def test_the_test_kits_page_has_every_capability_and_every_fixture() -> None:
     assert {name for name in fixtures | {"memory_factory"} if f"| `{name}` |" not in page} == set()
 
 
-def test_every_option_of_the_kit_is_in_the_readme(pytestconfig: pytest.Config) -> None:
+@pytest.fixture(scope="module")
+def pytests_help(pytestconfig: pytest.Config) -> str:
+    """What `pytest --help` prints in the project."""
+    return run_python(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
+
+
+def test_every_option_of_the_kit_is_in_the_readme(pytests_help: str) -> None:
     """Users find options on the page, not in `pytest --help`."""
-    known = run_python(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
-    options = set(re.findall(r"^ +(--flux-[a-z-]+)", known, re.MULTILINE))
+    options = set(re.findall(r"^ +(--flux-[a-z-]+)", pytests_help, re.MULTILINE))
     assert "--flux-strict" in options
     assert {option for option in options if f"`{option}" not in README.read_text()} == set()
 
@@ -203,12 +208,11 @@ def test_the_readme_lists_every_method_with_its_arguments() -> None:
     assert dict(told) == signatures
 
 
-def test_options_of_pytest_in_the_readme_exist(pytestconfig: pytest.Config) -> None:
+def test_options_of_pytest_in_the_readme_exist(pytests_help: str) -> None:
     """pytest knows every --flux option that a page or the CI names."""
     named = {option for page in COMMAND_FILES for option in re.findall(r"--flux-[a-z-]+", page.read_text())}
-    known = run_python(PROJECT, "-m", "pytest", "--help", "--rootdir", str(pytestconfig.rootpath))
     assert named
-    assert {option for option in named if not re.search(rf"{option}[= \n]", known)} == set()
+    assert {option for option in named if not re.search(rf"{option}[= \n]", pytests_help)} == set()
 
 
 def test_options_of_the_command_line_exist() -> None:

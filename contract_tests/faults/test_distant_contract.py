@@ -16,6 +16,8 @@ from flux_memory.testkit import CLAUSES, Proxy, network_outages
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 ROUND_TRIP_SECONDS: Final = 0.15
+FARTHEST_SECONDS: Final = 0.5
+"""A round trip at which openings one after the other would not end within a handle's deadline."""
 AFFECTED: Final = ("FM-CAN-020", "FM-CON-002", "FM-LST-001", "FM-DLN-005", "FM-DLN-007", "FM-CAP-004")
 """Clauses that took distance for a fault, or check calls that a slow network holds up. `--long` runs all."""
 DAMAGE: Final = "UPDATE messages SET created_at = 'infinity' WHERE session_id = $1 AND id = $2"
@@ -51,6 +53,14 @@ def distant_postgres(clause_id: str, request: pytest.FixtureRequest) -> Iterator
 def test_a_distant_postgres_keeps_the_contract(clause_id: str, distant_postgres: StoreUnderTest) -> None:
     """No promise depends on how far away the server is."""
     assert run_clause(clause_id, distant_postgres) is None
+
+
+def test_handles_open_together_on_the_farthest_empty_database(flux_empty_database: str) -> None:
+    """One of ten handles creates the tables, in 19 round trips; the others wait for it, and not for each other."""
+    with Proxy(flux_empty_database) as far:
+        far.delay(FARTHEST_SECONDS / 2)
+        store = StoreUnderTest(lambda: PostgresConversationMemory(far.dsn))
+        assert run_clause("FM-CON-002", store) is None
 
 
 def test_the_contract_holds_at_any_distance(distance: Distance, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from raw_postgres import OTHER_CLIENTS, execute, wait_until_none
 from replicated_cluster import (
     ReplicaCounts,
     Replicated,
+    look_at_replicas,
     read_own_writes,
     receiver_stopped,
     replay_paused,
@@ -167,6 +168,28 @@ async def test_own_writes_show_on_any_event_loop(replicated: Replicated, fault: 
                 message = await asyncio.to_thread(asyncio.run, memory.add_message(session, "user", "there"))
                 assert await memory.get_message(session, message) is not None
         fault.add(acknowledged=10)
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("connections to replicas, from two event loops", backend="postgres")
+async def test_the_figures_of_the_connections_name_each_replica(replicated: Replicated, fault: Fault) -> None:
+    """Those of the primary stay as they are, so that an exhausted pool shows beside idle replicas."""
+    async with replicated.open(max_size=4) as memory:
+        assert [stats.size for stats in memory.pool_stats().replicas.values()] == [0, 0]
+        await memory.count_sessions()
+        await wait_for_use(memory, 2)
+        stats = memory.pool_stats()
+        assert sorted(stats.replicas) == sorted(replica.shown for replica in look_at_replicas(memory))
+        assert (stats.max_size, [each.max_size for each in stats.replicas.values()]) == (4, [5, 5])
+        assert all(each.size >= 1 for each in stats.replicas.values())
+        acquired = sum(each.acquired for each in stats.replicas.values())
+        for _ in range(20):
+            await memory.get_session("none")
+        assert sum(each.acquired for each in memory.pool_stats().replicas.values()) > acquired
+        await asyncio.to_thread(asyncio.run, memory.get_session("none"))
+        assert [each.max_size for each in memory.pool_stats().replicas.values()] == [10, 10]
+    assert [each.size for each in memory.pool_stats().replicas.values()] == [0, 0]
+    fault.add(acknowledged=20)
 
 
 @pytest.mark.asyncio

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
-from fault_cluster import run_blocking
+from fault_cluster import run_blocking, wait_for_replica
 from fault_load import Load, check_history
 from fault_report import Fault
 from raw_postgres import execute, fetch_rows
@@ -23,8 +26,9 @@ from replicated_cluster import (
     replay_paused,
     wait_for_use,
 )
+from waiting import wait_until
 
-from flux_memory import PostgresConversationMemory
+from flux_memory import BackendUnavailableError, PostgresConversationMemory
 
 
 async def restart(replicated: Replicated) -> None:
@@ -51,6 +55,9 @@ async def pause(replicated: Replicated) -> None:
         await asyncio.sleep(1)
 
 
+GUIDE: Final = Path(__file__).parents[2] / "docs/operations/replicas.md"
+ENOUGH_SECONDS: Final = 3.0
+"""Seconds without the primary after which every look at the replicas and at the primary's log has failed."""
 BREAKING: Final[dict[str, Callable[[Replicated], Awaitable[None]]]] = {
     "killed and started again": restart,
     "every process stopped for 2 s": hold_up,
@@ -141,3 +148,64 @@ async def test_a_replica_of_the_dead_primary_is_not_read(
     assert load.unavailable == []
     assert await fetch_rows(second.dsn, "SELECT pg_is_in_recovery()") == [(True,)]
     await check_history(fault, first.dsn, load.history())
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("primary killed, reads by a second handle on the replicas", backend="postgres")
+async def test_the_recipe_reads_while_the_primary_is_down(broken_replicated: Replicated, fault: Fault) -> None:
+    """As the guide prints it: an old answer says so, also if the second handle opens during the outage."""
+    recipe: dict[str, Any] = {}
+    section = GUIDE.read_text().partition("\n## While the primary is down\n")[2]
+    (code,) = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    exec(code, recipe)
+    replicated = broken_replicated
+    async with (
+        replicated.open() as memory,
+        PostgresConversationMemory(replicated.replica_dsn) as early,
+        PostgresConversationMemory(replicated.replica_dsn) as late,
+    ):
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "before")
+        for replica in replicated.replicas:
+            await wait_for_replica(replicated.primary, replica)
+        assert await early.get_session(session) is not None
+        history, is_old = await recipe["read_history"](memory, early, session)
+        assert ([message["content"] for message in history], is_old) == (["before"], False)
+        await run_blocking(replicated.primary.end, signal.SIGKILL)
+
+        async def reads_old(standby: PostgresConversationMemory) -> bool:
+            history, is_old = await recipe["read_history"](memory, standby, session)
+            assert [message["content"] for message in history] == ["before"]
+            return bool(is_old)
+
+        for standby in (early, late):
+            await wait_until(partial(reads_old, standby))
+    fault.add(acknowledged=2)
+
+
+@pytest.mark.asyncio
+@pytest.mark.fault("primary killed, reads within the allowed lag", backend="postgres")
+async def test_reads_go_on_without_the_primary_for_the_allowed_lag(broken_replicated: Replicated, fault: Fault) -> None:
+    """The replicas have what was acknowledged before the primary ended, which is not older than allowed."""
+    replicated = broken_replicated
+    async with replicated.open(max_replica_lag=60, timeout=5) as memory:
+        session = await memory.create_session()
+        await memory.add_message(session, "user", "before")
+        await wait_for_use(memory, 2)
+        counts = ReplicaCounts(memory)
+
+        async def comes_from_a_replica() -> bool:
+            before = counts.answered
+            await memory.count_sessions()
+            await memory.get_history(session)
+            return counts.answered == before + 2
+
+        await wait_until(comes_from_a_replica)
+        await run_blocking(replicated.primary.end, signal.SIGKILL)
+        began = time.monotonic()
+        while time.monotonic() - began < ENOUGH_SECONDS:
+            assert [message["content"] for message in await memory.get_history(session)] == ["before"]
+            assert await memory.count_sessions() == 1
+        with pytest.raises(BackendUnavailableError):
+            await memory.add_message(session, "user", "after")
+    fault.add(acknowledged=2)

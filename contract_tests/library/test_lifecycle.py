@@ -52,7 +52,7 @@ class Resource:
     @on_any_loop
     async def call(self, until: asyncio.Event | None = None) -> str:
         """A call as a method of a handle makes it."""
-        with self.life.in_flight():
+        with self.life.in_flight:
             await self.life.opened()
             if until is not None:
                 await until.wait()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import pytest
 
@@ -28,11 +31,25 @@ def test_a_session_without_an_id_gets_one() -> None:
     assert all(len(id_) == 36 and id_[14] == "7" for id_ in made)
 
 
-def test_made_ids_sort_by_the_time_of_their_making() -> None:
-    """An id that a backend makes itself is one that the contract accepts."""
+def test_made_ids_sort_by_the_time_of_their_making(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id that a backend makes itself is one that the contract accepts, also while the clock is set back."""
+    began = time.time_ns() // 1_000_000
     made = [records.make_id() for _ in range(50)]
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    made += [records.make_id() for _ in range(50)]
     assert made == sorted(set(made))
     assert [records.check_id("message_id", id_) for id_ in made] == made
+    for id_ in map(UUID, made):
+        assert (id_.version, id_.variant) == (7, RFC_4122)
+        assert began <= id_.int >> 80 <= began + 60_000
+
+
+def test_ids_made_in_several_threads_differ() -> None:
+    """Threads may take the same step of the clock; each sees its own ids in order."""
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: [records.make_id() for _ in range(1_000)], range(8)))
+    assert all(ids == sorted(ids) for ids in made)
+    assert len({id_ for ids in made for id_ in ids}) == 8_000
 
 
 def test_times_have_the_form_that_stored_rows_need() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from later_worlds import CURRENT
 from original_worlds import WORLDS, World
-from raw_postgres import connect, create_role, execute, make_original
+from raw_postgres import connect, create_role, execute, make_original, make_original_through
 from schema_refusals import find_refusal, follow_advice
 
 from flux_memory import PostgresConversationMemory, SchemaError
@@ -24,6 +24,14 @@ def database(flux_postgres_server: Server) -> Iterator[str]:
     dsn = flux_postgres_server.create_database()
     yield dsn
     flux_postgres_server.drop_database(dsn)
+
+
+async def make_world(dsn: str, done: str, generation: int = 1) -> None:
+    """Create the original application's tables anew, and run the world's statements on them."""
+    async with connect(dsn) as raw:
+        await raw.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        await make_original_through(raw, generation=generation)
+        await raw.execute(done)
 
 
 async def use(dsn: str) -> None:
@@ -52,9 +60,7 @@ async def use(dsn: str) -> None:
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 async def test_each_world_is_upgraded_or_refused_with_what_helps(database: str, world: World) -> None:
     """The check, a migration and the first use agree; the statements of a refusal, run as they stand, end it."""
-    await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-    await make_original(database, generation=world.generation)
-    await execute(database, world.done)
+    await make_world(database, world.done, world.generation)
     if world.says is None:
         assert await find_refusal(database) is None
     elif not await follow_advice(database, world.says):
@@ -66,8 +72,7 @@ async def test_each_world_is_upgraded_or_refused_with_what_helps(database: str, 
 @pytest.mark.parametrize(("done", "says"), CURRENT.values(), ids=CURRENT)
 async def test_a_later_change_is_refused_with_what_helps(database: str, done: str, says: str) -> None:
     """Without the key or the constraint, deletes would leave messages, or adds would fail for good."""
-    await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-    await make_original(database)
+    await make_world(database, "SELECT")
     async with PostgresConversationMemory(database, min_size=0) as memory:
         await memory.count_sessions()
     await execute(database, done)
@@ -78,9 +83,7 @@ async def test_a_later_change_is_refused_with_what_helps(database: str, done: st
 @pytest.mark.asyncio
 async def test_orphaned_messages_are_kept_aside(database: str) -> None:
     """The upgrade loses none of them, and the next one does not take their table for its own."""
-    await execute(database, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-    await make_original(database)
-    await execute(database, WORLDS["orphaned messages"].done)
+    await make_world(database, WORLDS["orphaned messages"].done)
     report = await check_postgres(database, 10)
     (moving,) = [statement for statement in report.repairs if statement.startswith("CREATE TABLE orphaned_messages")]
     assert moving.isprintable()

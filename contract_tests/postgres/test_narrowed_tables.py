@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from narrowed_worlds import NARROWED_WORLDS, POLICIES
-from older_schemas import make_version
+from older_schemas import make_version, make_version_through
 from original_worlds import FUNCTION, World
 from raw_postgres import connect, create_role, dump_database, execute, fetch_rows, with_parameter
 from schema_refusals import find_refusal, follow_advice
@@ -21,6 +21,12 @@ from flux_memory.schema import history
 from flux_memory.schema.postgres import bring_up_to_date
 from flux_memory.testkit.servers import Server
 
+EMPTY: Final = """
+DROP SCHEMA IF EXISTS other CASCADE;
+DROP FOREIGN DATA WRAPPER IF EXISTS nothing CASCADE;
+DROP SCHEMA public CASCADE;
+CREATE SCHEMA public;
+"""
 WIDE: Final = "SELECT id, user_id, title, metadata, created_at, updated_at, message_count FROM sessions ORDER BY id"
 NARROW: Final = """
 SELECT id, user_id, title, metadata, created_at, updated_at, message_count
@@ -56,22 +62,18 @@ async def upgrade(dsn: str) -> None:
 @pytest.mark.parametrize("world", NARROWED_WORLDS.values(), ids=NARROWED_WORLDS)
 async def test_each_world_is_narrowed_or_refused_with_what_helps(database: str, world: World) -> None:
     """No object of an application vanishes with a column, and each refusal leaves the tables as they were."""
-    await execute(
-        database,
-        "DROP SCHEMA IF EXISTS other CASCADE",
-        "DROP FOREIGN DATA WRAPPER IF EXISTS nothing CASCADE",
-        "DROP SCHEMA public CASCADE",
-        "CREATE SCHEMA public",
-    )
-    await make_version(database, 5)
-    await execute(database, world.done)
-    rows, messages = await fetch_rows(database, WIDE), await fetch_rows(database, MESSAGES)
+    async with connect(database) as raw:
+        await raw.execute(EMPTY)
+        await make_version_through(raw, 5)
+        await raw.execute(world.done)
+        rows, messages = await raw.fetch(WIDE), await raw.fetch(MESSAGES)
     if world.says is None:
         assert await find_refusal(database) is None
     elif not await follow_advice(database, world.says):
         return
-    assert await fetch_rows(database, NARROW) == rows
-    assert [row[:7] for row in await fetch_rows(database, MESSAGES)] == [row[:7] for row in messages]
+    async with connect(database) as raw:
+        assert await raw.fetch(NARROW) == rows
+        assert [tuple(row)[:7] for row in await raw.fetch(MESSAGES)] == [tuple(row)[:7] for row in messages]
 
 
 @pytest.mark.asyncio

@@ -55,17 +55,19 @@ async def test_through_a_unix_socket() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("timezone = 'Asia/Seoul'", "datestyle = 'SQL, DMY'"),
-        ("timezone = 'Asia/Kathmandu'", "datestyle = 'German, DMY'"),
-        ("timezone = 'America/St_Johns'", "datestyle = 'Postgres, MDY'", "intervalstyle = 'sql_standard'"),
         (
-            "standard_conforming_strings = on",
-            "extra_float_digits = -15",
-            "bytea_output = 'escape'",
-            "array_nulls = off",
+            *("timezone = 'Asia/Seoul'", "datestyle = 'SQL, DMY'"),
+            *("standard_conforming_strings = on", "extra_float_digits = -15"),
+            *("bytea_output = 'escape'", "array_nulls = off"),
         ),
-        ("enable_seqscan = off", "jit_above_cost = 0", "plan_cache_mode = force_generic_plan"),
-        ("default_transaction_isolation = 'repeatable read'",),
+        (
+            *("timezone = 'Asia/Kathmandu'", "datestyle = 'German, DMY'"),
+            *("enable_seqscan = off", "jit_above_cost = 0", "plan_cache_mode = force_generic_plan"),
+        ),
+        (
+            *("timezone = 'America/St_Johns'", "datestyle = 'Postgres, MDY'", "intervalstyle = 'sql_standard'"),
+            "default_transaction_isolation = 'repeatable read'",
+        ),
         ("default_transaction_isolation = 'serializable'", "default_transaction_deferrable = on"),
     ],
     ids=lambda settings: settings[0],

@@ -6,12 +6,26 @@ import asyncio
 
 import pytest
 from older_schemas import make_version
-from raw_postgres import connect, execute, fetch_rows
+from raw_postgres import connect, create_role, execute, fetch_rows
+from waiting import wait_until
 
 from flux_memory import ConflictError, PostgresConversationMemory, SchemaError
 from flux_memory.health import check_postgres
+from flux_memory.records import check_new_feedback
+from flux_memory.records.ratings import DatedFeedback, Stored
 
 IN_CHAT = "?options=-csearch_path%3Dchat,public"
+
+
+def entry(feedback_id: str) -> DatedFeedback:
+    """Return an entry of an import."""
+    return DatedFeedback(check_new_feedback("s", 1, feedback_id=feedback_id), "2026-02-05T15:17:55.280357+00:00")
+
+
+async def are_waiting(dsn: str, connections: int) -> bool:
+    """Return whether so many connections wait for a lock."""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return await fetch_rows(dsn, waits) == [(connections,)]
 
 
 @pytest.mark.asyncio
@@ -34,6 +48,8 @@ async def test_each_version_is_upgraded(version: int, flux_empty_database: str) 
     ("taken", "statement"),
     [
         ("CREATE TABLE feedback (id integer)", "ALTER TABLE feedback RENAME TO feedback_before"),
+        ("CREATE TYPE feedback AS ENUM ('good', 'bad')", "ALTER TYPE feedback RENAME TO feedback_before"),
+        ("CREATE DOMAIN feedback AS integer", "ALTER TYPE feedback RENAME TO feedback_before"),
         ("CREATE INDEX feedback_by_time ON flux_memory_schema (name)", "ALTER INDEX feedback_by_time RENAME TO"),
     ],
 )
@@ -52,6 +68,27 @@ async def test_a_taken_name_is_refused_with_the_statement_that_helps(
     await execute(flux_empty_database, str(caught.value).partition("Run as their owner: ")[2].partition("; then")[0])
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.feedback.add("s", 1)
+
+
+@pytest.mark.asyncio
+async def test_a_program_may_keep_its_table_of_the_name(flux_empty_database: str) -> None:
+    """A rename would break the program: the memory's tables can move to a schema of their own instead."""
+    dsn = flux_empty_database
+    await make_version(dsn, 6)
+    await execute(dsn, "CREATE TABLE feedback (stars integer)", "INSERT INTO feedback VALUES (5)")
+    async with PostgresConversationMemory(dsn) as memory:
+        with pytest.raises(
+            SchemaError, match="if a program uses it, keep it, and give flux-memory a schema of its own"
+        ):
+            await memory.count_sessions()
+    before = await fetch_rows(dsn, "SELECT count(*) FROM messages")
+    tables = ("sessions", "session_details", "messages", "flux_memory_schema")
+    await execute(dsn, "CREATE SCHEMA chat", *(f"ALTER TABLE {name} SET SCHEMA chat" for name in tables))
+    async with PostgresConversationMemory(dsn + "?search_path=chat") as memory:
+        await memory.feedback.add("s", 1)
+    counted = "SELECT (SELECT count(*) FROM chat.messages), (SELECT count(*) FROM chat.feedback)"
+    assert await fetch_rows(dsn, counted) == [(*before[0], 1)]
+    assert await fetch_rows(dsn, "SELECT stars FROM public.feedback") == [(5,)]
 
 
 @pytest.mark.asyncio
@@ -187,5 +224,55 @@ async def test_a_trigger_that_drops_an_entry_is_an_error(flux_empty_database: st
             "CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$",
             "CREATE TRIGGER drops BEFORE INSERT ON feedback FOR EACH ROW EXECUTE FUNCTION drop_row()",
         )
-        with pytest.raises((SchemaError, ConflictError)):
-            await memory.feedback.add("s", 1)
+        with pytest.raises(SchemaError, match="a trigger on the table 'feedback' dropped the feedback 'f'"):
+            await memory.feedback.add("s", 1, feedback_id="f")
+        with pytest.raises(SchemaError, match="a trigger on the table 'feedback' dropped the feedback 'f'"):
+            await memory.feedback.add_dated([entry("f")])
+        # The handle goes on.
+        await execute(flux_empty_database, "DROP TRIGGER drops ON feedback")
+        assert await memory.feedback.add("s", 1, feedback_id="f") == "f"
+        assert await memory.feedback.add_dated([entry("f"), entry("g")]) == [Stored.PRESENT, Stored.ADDED]
+
+
+@pytest.mark.asyncio
+async def test_an_entry_that_a_policy_hides_keeps_its_id(flux_empty_database: str) -> None:
+    """Neither an add nor an import is told that a trigger is at work where the id is taken."""
+    dsn = flux_empty_database
+    async with PostgresConversationMemory(dsn) as memory:
+        await memory.create_session(session_id="of ann", user_id="ann")
+        await memory.feedback.add("of ann", 1, feedback_id="f")
+    await execute(
+        dsn,
+        "ALTER TABLE feedback ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY without_owner ON feedback USING (user_id = '')",
+    )
+    grant = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+    async with create_role(dsn, grants=(grant,)) as limited, PostgresConversationMemory(limited) as memory:
+        with pytest.raises(ConflictError, match="other feedback has the id 'f'"):
+            await memory.feedback.add("s", 1, feedback_id="f")
+        assert await memory.feedback.add_dated([entry("g"), entry("f")]) == [Stored.ADDED, Stored.TAKEN]
+
+
+@pytest.mark.asyncio
+async def test_an_erasure_waits_for_an_import_under_way(flux_memory_postgres_dsn: str) -> None:
+    """Entries that were being imported while their user was erased are erased as well."""
+    dsn = flux_memory_postgres_dsn
+    async with PostgresConversationMemory(dsn) as memory, connect(dsn) as holding:
+        await memory.create_session(session_id="s", user_id="ann")
+        await memory.create_session(session_id="t", user_id="")
+        transaction = holding.transaction()
+        await transaction.start()
+        # An insertion of the same id waits for this one.
+        await holding.execute("INSERT INTO feedback (id, session_id, rating, created_at) VALUES ('f', 's', 0, now())")
+        importing = asyncio.create_task(memory.feedback.add_dated([entry("e"), entry("f"), entry("g")]))
+        await wait_until(lambda: are_waiting(dsn, 1))
+        erasing = asyncio.create_task(memory.delete_sessions(user_id="ann"))
+        while not erasing.done():
+            await memory.add_message("s", "user", "still here")
+            if len(await memory.get_history("s")) > 3:
+                break
+        assert not erasing.done()
+        await transaction.rollback()
+        assert await importing == [Stored.ADDED] * 3
+        assert await erasing == 1
+        assert await memory.feedback.get() == []

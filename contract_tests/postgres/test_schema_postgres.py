@@ -132,6 +132,18 @@ async def test_a_database_that_cannot_be_adopted_is_refused_and_left_alone(
     await assert_refused(flux_empty_database, SchemaError, says)
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("hide", ["ALTER TABLE flux_memory_schema SET SCHEMA hidden", "DROP TABLE flux_memory_schema"])
+async def test_tables_without_their_version_are_not_taken_for_the_originals(
+    flux_empty_database: str, hide: str
+) -> None:
+    """Advice to use another database would leave the memory's rows behind."""
+    async with PostgresConversationMemory(flux_empty_database) as memory:
+        await memory.create_session()
+    await execute(flux_empty_database, "CREATE SCHEMA hidden", hide)
+    await assert_refused(flux_empty_database, SchemaError, "flux_memory_schema, .* is missing or not visible")
+
+
 GUARD = """
 CREATE FUNCTION guard() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not on my watch'; END $$
 """

@@ -21,6 +21,7 @@ UNSHARDED: Final = {
         "backends.postgres.adds.ADD_MESSAGES",
         "backends.postgres.adds.ADD_MESSAGES_OF_USERS",
         "backends.postgres.deleting.DELETE_BATCH",
+        "transfer.target.cluster.cluster_merge.LOCK_SESSIONS_OF_SHARD",
         "transfer.target.merge.LOCK_SESSIONS",
     },
     "an INSERT in a CTE that returns nothing": {
@@ -30,6 +31,12 @@ UNSHARDED: Final = {
     "several statements": {
         "backends.postgres.deleting.DELETE_EVERYTHING",
         "schema.postgres.adoption.MOVE_ORPHANS",
+        "transfer.target.cluster.cluster_merge.CREATE_STAGING",
+        "transfer.target.cluster.cluster_merge.CREATE_STORED",
+        "transfer.target.cluster.cluster_merge.EMPTY_TEMPORARY_TABLES",
+        "transfer.target.cluster.cluster_merge.WRITING",
+        "transfer.target.cluster.common_moment.READING",
+        "transfer.target.cluster.common_moment.TRANSACTION_SETTINGS",
         "transfer.target.merge.CREATE_STAGING",
         "transfer.target.merge.WRITING",
         "transfer.target.server.WRITING",
@@ -37,7 +44,10 @@ UNSHARDED: Final = {
         "transfer.target.server.TRANSACTION_SETTINGS",
     },
 }
-"""Statements that only a database on one server runs: of many sessions at once, of migrations, and of upgrades."""
+"""Statements that only a database on one server runs: of many sessions at once, of migrations, and of upgrades.
+
+Those of a migration of a cluster lock sessions of one shard; several statements at once are for the coordinator alone.
+"""
 RESET: Final = """SELECT pg_advisory_unlock_all();
 CLOSE ALL;
 UNLISTEN *;

@@ -61,6 +61,19 @@ async def distributed_schema() -> AsyncIterator[str]:
         yield name
 
 
+@asynccontextmanager
+async def schema_on_one_worker() -> AsyncIterator[str]:
+    """Create a schema that Citus distributes as a whole, without tables, and drop it at the end."""
+    dsn, name = cluster_dsn(COORDINATOR), f"flux_memory_test_{secrets.token_hex(6)}"
+    async with connect(dsn) as connection:
+        await connection.execute("SET citus.enable_schema_based_sharding TO on")
+        await connection.execute(f"CREATE SCHEMA {name}")
+    try:
+        yield name
+    finally:
+        await execute(dsn, f"DROP SCHEMA {name} CASCADE")
+
+
 async def empty(dsn: str) -> None:
     """Delete all rows."""
     await execute(dsn, "DELETE FROM sessions", "DELETE FROM feedback")

@@ -80,24 +80,31 @@ async def fetch_rows(dsn: str, sql: str, *values: object) -> list[tuple[Any, ...
 
 async def make_original(dsn: str, *, generation: int = 1) -> None:
     """Create the original application's tables, with messages that were not written in the order of their times."""
-    await execute(dsn, POSTGRES_TABLES + (USERS if generation > 1 else ""))
     async with connect(dsn) as connection:
-        for id_ in ("one", "two"):
-            await connection.execute(INSERT_SESSION, id_)
-        for number, (session, second) in enumerate(
-            [("one", 3), ("two", 1), ("one", 1), ("one", 2), ("two", 1), ("one", 3)], start=1
-        ):
-            await connection.execute(INSERT_MESSAGE, f"m{number}", session, second)
+        await make_original_through(connection, generation=generation)
+
+
+async def make_original_through(connection: Any, *, generation: int = 1) -> None:
+    """Create the original application's tables through an open connection; see `make_original`."""
+    await connection.execute(POSTGRES_TABLES + (USERS if generation > 1 else ""))
+    await connection.executemany(INSERT_SESSION, [("one",), ("two",)])
+    rows = enumerate([("one", 3), ("two", 1), ("one", 1), ("one", 2), ("two", 1), ("one", 3)], start=1)
+    await connection.executemany(INSERT_MESSAGE, [(f"m{number}", *row) for number, row in rows])
 
 
 async def dump_database(dsn: str) -> list[tuple[Any, ...]]:
     """Return columns, constraints, indexes, and every row of every table."""
     async with connect(dsn) as connection:
-        found = [tuple(row) for query in (COLUMNS, CONSTRAINTS, INDEXES) for row in await connection.fetch(query)]
-        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
-        for (table,) in tables:
-            found += [(table, row) for (row,) in await connection.fetch(f"SELECT t::text FROM {table} AS t ORDER BY 1")]
-        return found
+        return await dump_through(connection)
+
+
+async def dump_through(connection: Any) -> list[tuple[Any, ...]]:
+    """Return columns, constraints, indexes, and every row of every table, through an open connection."""
+    found = [tuple(row) for query in (COLUMNS, CONSTRAINTS, INDEXES) for row in await connection.fetch(query)]
+    tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+    for (table,) in tables:
+        found += [(table, row) for (row,) in await connection.fetch(f"SELECT t::text FROM {table} AS t ORDER BY 1")]
+    return found
 
 
 def with_user(dsn: str, user: str, password: str) -> str:

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -40,37 +42,54 @@ def run_in_recipe(*command: str, cwd: Path, seconds: float = 300, **variables: s
     )
 
 
+@contextmanager
+def making_once(place: Path) -> Iterator[bool]:
+    """Make a directory in the first process of a parallel run, while the others wait; yields whether this is the one.
+
+    An attempt that failed is made anew from nothing.
+    """
+    finished = place / "finished"
+    with place.with_name(f"{place.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if finished.exists():
+            yield False
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        yield True
+        finished.touch()
+
+
 def make_recipe_environment(directories: pytest.TempPathFactory, group: str) -> str:
     """Return the interpreter of an environment with the wheel and the packages of a dependency group.
 
-    The first process of a parallel run makes it, and the others wait for it.
+    Each environment is made once for the run, and the wheel once for all of them.
     """
     base = directories.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    place = shared / f"environment-{group}"
-    python, finished = str(place / "environment" / "bin" / "python"), place / "finished"
-    with (shared / f"{place.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not finished.exists():
-            # An attempt that failed left its directory behind.
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
-            _install(place, python, group)
-            finished.touch()
+    place, built = shared / f"environment-{group}", shared / "wheel"
+    python = str(place / "environment" / "bin" / "python")
+    with making_once(place) as is_first:
+        if is_first:
+            with making_once(built) as is_to_build:
+                if is_to_build:
+                    _run_quietly(
+                        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(built), str(PROJECT)
+                    )
+            (wheel,) = built.glob("*.whl")
+            _install(place, python, group, wheel)
     return python
 
 
-def _install(place: Path, python: str, group: str) -> None:
+def _run_quietly(*command: str) -> None:
+    done = run_in_recipe(*command, cwd=PROJECT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _install(place: Path, python: str, group: str, wheel: Path) -> None:
     packages = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"][group]
     extra = "".join(each.removeprefix("flux-memory") for each in packages if each.startswith("flux-memory"))
     others = [package for package in packages if not package.startswith("flux-memory")]
-    for command in (
-        (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(place), str(PROJECT)),
-        (sys.executable, "-m", "venv", "--without-pip", str(place / "environment")),
-    ):
-        done = run_in_recipe(*command, cwd=place)
-        assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = place.glob("*.whl")
+    _run_quietly(sys.executable, "-m", "venv", "--without-pip", str(place / "environment"))
     install = (sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-compile")
-    done = run_in_recipe(*install, f"{wheel}{extra}", *others, cwd=place)
-    assert done.returncode == 0, done.stdout + done.stderr
+    _run_quietly(*install, f"{wheel}{extra}", *others)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable
 
-from raw_postgres import dump_database, execute
+from raw_postgres import connect, dump_through, execute
 
 from flux_memory import PostgresConversationMemory, SchemaError
 from flux_memory.health import check_postgres
-from flux_memory.transfer.target.server import inspect_target, open_connection
+from flux_memory.transfer.target.server import inspect_target
 
 
 async def find_refusal(dsn: str) -> str | None:
@@ -23,17 +23,14 @@ async def find_refusal(dsn: str) -> str | None:
         except SchemaError as error:
             said.append(str(error))
 
-    async def inspect() -> None:
-        async with open_connection(dsn) as connection:
-            await inspect_target(connection)
-
-    before = await dump_database(dsn)
-    await say(check_postgres(dsn, 10))
-    await say(inspect())
-    async with PostgresConversationMemory(dsn, min_size=0) as memory:
-        await say(memory.count_sessions())
-    if said[-1] is not None:
-        assert await dump_database(dsn) == before
+    async with connect(dsn) as raw:
+        before = await dump_through(raw)
+        await say(check_postgres(dsn, 10))
+        await say(inspect_target(raw))
+        async with PostgresConversationMemory(dsn, min_size=0) as memory:
+            await say(memory.count_sessions())
+        if said[-1] is not None:
+            assert await dump_through(raw) == before
     assert len(set(said)) == 1, said
     return said[0]
 

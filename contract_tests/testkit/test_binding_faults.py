@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from forked_runs import run_forked
 
 from flux_memory import BackendUnavailableError, ConversationMemory, Session
 from flux_memory.testkit import ALL, ReferenceMemory, ReferenceStore
@@ -133,7 +134,7 @@ def read_run(pytester: pytest.Pytester) -> Evidence:
 def test_a_fault_of_the_binding_is_an_error_with_advice(pytester: pytest.Pytester) -> None:
     """No clause has a verdict; the first error says what to do, and the next ones are short."""
     write_bindings(pytester, FAULTS)
-    result = pytester.runpytest_subprocess(*PLAIN)
+    result = run_forked(pytester, *PLAIN)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     # The first clause of the reused store ran on an empty one.
     result.assert_outcomes(errors=3 * len(FAULTS) - 1, passed=1, deselected=result.parseoutcomes()["deselected"])
@@ -153,7 +154,7 @@ def test_a_fault_is_not_excused(pytester: pytest.Pytester) -> None:
     """A known failure of a clause says nothing of a binding that cannot be used; each worker of xdist finds that."""
     above = "@known_failure('FM-ORD-001', reason='later')\n    @known_failure('FM-ORD-003', reason='later')"
     write_bindings(pytester, {"TestNothing": FAULTS["TestNothing"]}, above=above)
-    result = pytester.runpytest_subprocess(*PLAIN, "-n2")
+    result = run_forked(pytester, *PLAIN, "-n2")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert result.parseoutcomes()["errors"] == 3
     assert read_run(pytester).count("TestNothing", "unverified") == 3
@@ -209,7 +210,7 @@ def test_a_broken_memory_is_not_a_fault_of_its_binding(pytester: pytest.Pytester
     """Its clauses have verdicts: a call that raises, or invents a session, breaks a promise."""
     pytester.makepyfile(test_mine=PARTS + BROKEN)
     pytester.makeini(INI)
-    result = pytester.runpytest_subprocess(*PLAIN)
+    result = run_forked(pytester, *PLAIN)
     result.assert_outcomes(failed=9, passed=6, deselected=result.parseoutcomes()["deselected"])
     evidence = read_run(pytester)
     for name, count in {"TestRaises": 3, "TestPlain": 3, "TestLeaves": 3, "TestInvents": 0, "TestCounts": 0}.items():
@@ -287,7 +288,7 @@ def test_each_parameter_of_a_binding_is_checked_by_itself(pytester: pytest.Pytes
             return (lambda: None) if request.param == "no store" else lambda: ReferenceMemory(store)
     """
     write_bindings(pytester, {"TestMine": within})
-    result = pytester.runpytest_subprocess(*PLAIN)
+    result = run_forked(pytester, *PLAIN)
     result.assert_outcomes(errors=3, passed=3, deselected=result.parseoutcomes()["deselected"])
 
 
@@ -340,7 +341,7 @@ def test_a_fault_of_an_optional_fixture_ends_only_the_clauses_that_use_it(pytest
         """
     )
     names = "FM-ORD-001 or FM-TXT-030 or FM-TIM-003 or FM-CAP-004"
-    result = pytester.runpytest_subprocess(*PLAIN[:-2], "-k", names)
+    result = run_forked(pytester, *PLAIN[:-2], "-k", names)
     printed = result.stdout.str()
     evidence = read_run(pytester)
     for name, said in LATE_SAID.items():

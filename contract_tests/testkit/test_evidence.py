@@ -11,6 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from forked_runs import run_forked
 
 from flux_memory.testkit import CLAUSES, CONTRACT_VERSION, MemoryContract
 from flux_memory.testkit.evidence.document import Evidence, NotEvidence, Result, read_evidence, verdict
@@ -113,7 +114,7 @@ def report_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_project(contract_project: pytest.Pytester, *args: str) -> pytest.RunResult:
-    return contract_project.runpytest_subprocess(*PLAIN, *args)
+    return run_forked(contract_project, *PLAIN, *args)
 
 
 def results_by_id(evidence: Evidence) -> dict[str, Result]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from forked_runs import run_forked
 
 from flux_memory.testkit.evidence.document import Result, read_evidence, verdict
 
@@ -53,7 +54,7 @@ def run_contract(
     pytester.makepyfile(test_mine=CONTRACT.format(above=above, fixture=fixture, within=within))
     pytester.makeini(INI)
     pytester.makeconftest(conftest)
-    return pytester.runpytest_subprocess(*PLAIN, *args)
+    return run_forked(pytester, *PLAIN, *args)
 
 
 def read_outcomes(directory: Path) -> dict[str, str]:
@@ -118,7 +119,7 @@ def test_a_skip_with_any_reason_is_unverified(pytester: pytest.Pytester, workers
     """Only the kit marks a clause as not claimed; the text of a reason decides nothing."""
     pytester.makepyfile(test_mine=SKIPPING)
     pytester.makeini(INI)
-    result = pytester.runpytest_subprocess(*PLAIN, "--flux-strict", *workers)
+    result = run_forked(pytester, *PLAIN, "--flux-strict", *workers)
     result.assert_outcomes(passed=1, errors=14)
     evidence = read_evidence(pytester.path / "report")
     assert len(evidence.backends) == 7
@@ -310,7 +311,7 @@ def test_a_selection_passes_where_the_run_is_not_strict(pytester: pytest.Pyteste
 def test_a_strict_run_has_a_clause(pytester: pytest.Pytester) -> None:
     """A module that is skipped as a whole leaves no trace of its clauses; a strict run fails nonetheless."""
     pytester.makepyfile(test_mine="import pytest\npytest.importorskip('no_such_driver')", test_other="def test(): pass")
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--flux-strict")
+    result = run_forked(pytester, "-p", "no:cacheprovider", "--flux-strict")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: the run is strict, and has no clause"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unittest
 
 import pytest
+from forked_runs import run_forked
 
 from flux_memory.testkit import MemoryContract
 from flux_memory.testkit.evidence.document import read_evidence
@@ -54,7 +55,7 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
 def test_a_run_whose_clauses_were_all_deselected_says_so(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
     """A project's own tests pass, and a line says that no clause ran."""
-    result = project.runpytest_subprocess(*PLAIN, "-k", "of_their_own", *workers)
+    result = run_forked(project, *PLAIN, "-k", "of_their_own", *workers)
     assert result.ret == 0
     result.stdout.fnmatch_lines(["flux-memory: no clause ran: all 4 of Mine were deselected"])
 
@@ -62,7 +63,7 @@ def test_a_run_whose_clauses_were_all_deselected_says_so(project: pytest.Pyteste
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
 def test_a_strict_run_runs_every_binding_of_a_backend(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
     """The clauses of one binding do not stand for those of another one with the same name of the backend."""
-    result = project.runpytest_subprocess(*PLAIN, "--flux-strict", "-k", "not TestOther", *workers)
+    result = run_forked(project, *PLAIN, "--flux-strict", "-k", "not TestOther", *workers)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and 2 of 4 clauses did not run"])
 
@@ -85,8 +86,8 @@ PARAMETERS = """
 def test_a_strict_run_runs_every_parameter_of_a_binding(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
     """The clauses on one store do not stand for those on another one that a parameter names."""
     project.makepyfile(test_mine=CONTRACT + PARAMETERS)
-    assert project.runpytest_subprocess(*PLAIN, "--flux-strict", *workers).ret == 0
-    result = project.runpytest_subprocess(*PLAIN, "--flux-strict", "-k", "not large", *workers)
+    assert run_forked(project, *PLAIN, "--flux-strict", *workers).ret == 0
+    result = run_forked(project, *PLAIN, "--flux-strict", "-k", "not large", *workers)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: Both: the run is strict, and 2 of 2 clauses did not run"])
 
@@ -94,7 +95,7 @@ def test_a_strict_run_runs_every_parameter_of_a_binding(project: pytest.Pytester
 @pytest.mark.parametrize("option", ["--setup-only", "--setup-plan"])
 def test_a_run_of_fixtures_only_has_no_verdict(project: pytest.Pytester, option: str) -> None:
     """Clauses whose tests are not called did not run: none holds, and a strict run fails."""
-    result = project.runpytest_subprocess(*PLAIN, "--flux-strict", "--flux-report=report", option)
+    result = run_forked(project, *PLAIN, "--flux-strict", "--flux-report=report", option)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: Mine: the run is strict, and 4 of 4 clauses did not run"])
     results = [each for _, each in read_evidence(project.path / "report").results_of("Mine")]
@@ -103,7 +104,7 @@ def test_a_run_of_fixtures_only_has_no_verdict(project: pytest.Pytester, option:
 
 def test_a_known_failure_that_pytest_is_told_to_run_as_a_test_fails(project: pytest.Pytester) -> None:
     """With --runxfail the failure is the run's, too, and the report still has its reason."""
-    result = project.runpytest_subprocess(*PLAIN, "--flux-report=report", "--runxfail")
+    result = run_forked(project, *PLAIN, "--flux-report=report", "--runxfail")
     result.assert_outcomes(passed=3, failed=2)
     found = {clause.id: each for clause, each in read_evidence(project.path / "report").results_of("Mine")}
     assert (found["FM-ORD-902"].outcome, found["FM-ORD-902"].reason) == ("failed", "known: later")
@@ -114,7 +115,7 @@ def test_a_known_failure_that_pytest_is_told_to_run_as_a_test_fails(project: pyt
 )
 def test_no_part_of_the_plugin_can_be_left_out(project: pytest.Pytester, plugin: str) -> None:
     """Without one of them a failed clause would have no result, or a strict run no verdict: each clause fails."""
-    result = project.runpytest_subprocess(*PLAIN, "--flux-strict", "-p", f"no:{plugin}", "-k", "holds")
+    result = run_forked(project, *PLAIN, "--flux-strict", "-p", f"no:{plugin}", "-k", "holds")
     assert result.ret != 0
     output = result.stdout.str() + result.stderr.str()
     assert f"the contract needs its pytest plugin: * remove any -p no:{plugin}".partition("*")[2] in output

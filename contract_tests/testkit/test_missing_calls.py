@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from forked_runs import run_forked
 
 from flux_memory.testkit import ALL, CORE, Capability, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.missing_calls import advise, find_missing
@@ -116,8 +117,14 @@ def test_a_run_names_what_to_leave_out(pytester: pytest.Pytester, options: tuple
     """Failures of missing calls are short, and the run ends with one line that says what the memory lacks."""
     pytester.makepyfile(test_mine=OLD)
     pytester.makeini(INI)
-    result = pytester.runpytest_subprocess(
-        "-p", "no:cacheprovider", "--flux-postgres=off", "-k", "FM-POP-00 or FM-ORD-00 or FM-ORD-030", *options
+    result = run_forked(
+        pytester,
+        "-p",
+        "no:cacheprovider",
+        "--flux-postgres=off",
+        "-k",
+        "FM-POP-00 or FM-ORD-00 or FM-ORD-030",
+        *options,
     )
     said = result.stdout.str()
     result.assert_outcomes(failed=8, passed=9)
@@ -133,7 +140,7 @@ def test_a_memory_without_a_lack_gets_no_advice(pytester: pytest.Pytester) -> No
     """A memory whose claims fit its calls is not advised, even if a clause fails."""
     pytester.makepyfile(test_mine=OLD.replace("class TestOld(MemoryContract):\n        pass", "").rstrip() + CLAIMING)
     pytester.makeini(INI)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--flux-postgres=off", "-k", "FM-ORD-003")
+    result = run_forked(pytester, "-p", "no:cacheprovider", "--flux-postgres=off", "-k", "FM-ORD-003")
     result.assert_outcomes(failed=1)
     result.stdout.no_fnmatch_line("*the memory has no*")
 

@@ -6,6 +6,7 @@ import inspect
 import re
 
 import pytest
+from forked_runs import run_forked
 
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.contract.under_test import StoreUnderTest
@@ -29,8 +30,13 @@ PLAIN = ("-p", "no:cacheprovider", "--flux-postgres=off")
 
 
 def run_pytest_process(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
-    """Run pytest in its own process, because only there does an entry point load as in a project."""
+    """Run pytest in its own process, which imports the plugin and the contract as a project's does."""
     return pytester.runpytest_subprocess(*PLAIN, *args)
+
+
+def run_pytest(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    """Run pytest in a process that has imported the contract, for tests of what follows the imports."""
+    return run_forked(pytester, *PLAIN, *args)
 
 
 @pytest.mark.parametrize("mode", ["strict", "auto"])
@@ -48,7 +54,7 @@ def test_every_mode_and_default_scope(pytester: pytest.Pytester, mode: str, scop
         addopts = --strict-markers --strict-config
         """
     )
-    run_pytest_process(pytester, *BOTH).assert_outcomes(passed=2, deselected=count_other_clauses(2))
+    run_pytest(pytester, *BOTH).assert_outcomes(passed=2, deselected=count_other_clauses(2))
 
 
 def count_other_clauses(count: int) -> int:
@@ -69,14 +75,14 @@ def test_other_naming_conventions(pytester: pytest.Pytester) -> None:
     """A project with other naming rules for tests still collects the clauses."""
     pytester.makepyfile(check_mine=BINDING.replace("TestMine", "CheckMine"))
     pytester.makeini("[pytest]\npython_files = check_*.py\npython_classes = Check\npython_functions = check_*")
-    result = run_pytest_process(pytester, *BOTH)
+    result = run_pytest(pytester, *BOTH)
     assert result.parseoutcomes()["passed"] == 2
 
 
 def test_a_binding_may_have_other_tests(pytester: pytest.Pytester) -> None:
     """A binding may have its own tests, which are not clauses."""
     pytester.makepyfile(BINDING + "\n        def test_my_very_own(self, store):\n            assert store.factory()\n")
-    result = run_pytest_process(pytester, "-k", f"my_very_own or {ASYNC}")
+    result = run_pytest(pytester, "-k", f"my_very_own or {ASYNC}")
     assert result.parseoutcomes()["passed"] == 2
     result.stdout.re_match_lines([r"clauses that hold +1 of 1"])
 
@@ -84,7 +90,7 @@ def test_a_binding_may_have_other_tests(pytester: pytest.Pytester) -> None:
 def test_the_id_is_part_of_the_node(pytester: pytest.Pytester) -> None:
     """Clauses can be selected by id, by name and by group."""
     pytester.makepyfile(BINDING)
-    listed = run_pytest_process(pytester, "--collect-only", "-q", "-k", "FM-ORD").outlines
+    listed = run_pytest(pytester, "--collect-only", "-q", "-k", "FM-ORD").outlines
     assert any(line.endswith("TestMine::test_limit_takes_the_newest[FM-ORD-003]") for line in listed)
 
 
@@ -146,7 +152,7 @@ def test_an_error_in_another_process_comes_first(pytester: pytest.Pytester) -> N
                 return lambda: Failing(ReferenceStore(tmp_path / "store.json"))
         """
     )
-    result = run_pytest_process(pytester, "-k", "FM-DUR-002")
+    result = run_pytest(pytester, "-k", "FM-DUR-002")
     result.stdout.fnmatch_lines(["seen: *another process failed: RuntimeError: what went wrong"])
 
 
@@ -156,7 +162,7 @@ def test_a_false_claim_is_reproduced_without_the_true_ones(pytester: pytest.Pyte
         "    @pytest.fixture", "    capabilities = ALL & ~Capability.TITLES\n\n        @pytest.fixture"
     )
     pytester.makepyfile(binding)
-    output = run_pytest_process(pytester, "-k", "FM-CAP-001").stdout.str()
+    output = run_pytest(pytester, "-k", "FM-CAP-001").stdout.str()
     reproduction = output.partition("async def reproduce(memory_factory):")[2].partition("=====")[0]
     assert "TITLES is not claimed, and works" in output
     assert "create_session('t')" in reproduction
@@ -167,7 +173,7 @@ def test_a_false_claim_is_reproduced_without_the_true_ones(pytester: pytest.Pyte
 def test_a_skipped_clause_is_unverified(pytester: pytest.Pytester) -> None:
     """A clause that could not be checked is counted separately and says why."""
     pytester.makepyfile(BINDING)
-    result = run_pytest_process(pytester, "-k", "FM-LIF-011")
+    result = run_pytest(pytester, "-k", "FM-LIF-011")
     result.stdout.re_match_lines([r"clauses that hold +0 of 1", r"unverified +1"])
     assert re.search(r"FM-LIF-011.*corrupt_message", result.stdout.str())
 
@@ -177,7 +183,7 @@ def test_claims_of_another_type_are_refused(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         BINDING.replace("    @pytest.fixture", "    capabilities = {'batch'}\n\n        @pytest.fixture")
     )
-    result = run_pytest_process(pytester, "-k", ASYNC)
+    result = run_pytest(pytester, "-k", ASYNC)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["*TypeError: TestMine.capabilities is a set; write ALL & ~(Capability.BATCH*"])
 
@@ -185,7 +191,7 @@ def test_claims_of_another_type_are_refused(pytester: pytest.Pytester) -> None:
 def test_a_missing_fixture_is_loud(pytester: pytest.Pytester) -> None:
     """A binding without a factory fails instead of being skipped."""
     pytester.makepyfile("from flux_memory.testkit import MemoryContract\nclass TestMine(MemoryContract): pass")
-    result = run_pytest_process(pytester, "-k", ASYNC)
+    result = run_pytest(pytester, "-k", ASYNC)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*fixture 'memory_factory' not found"])
 
@@ -204,7 +210,7 @@ def test_a_synchronous_backend_is_named(pytester: pytest.Pytester) -> None:
     class TestMine""",
     ).replace("ReferenceMemory(store)", "Synchronous()")
     pytester.makepyfile(synchronous)
-    result = run_pytest_process(pytester, "-k", ASYNC)
+    result = run_pytest(pytester, "-k", ASYNC)
     result.assert_outcomes(failed=1, deselected=count_other_clauses(1))
     result.stdout.fnmatch_lines(["seen: *create_session() gave a str at once*"])
 
@@ -230,7 +236,7 @@ def test_plugged_in_by_name(pytester: pytest.Pytester) -> None:
 
 def test_plugged_in_without_a_name_is_a_usage_error(pytester: pytest.Pytester) -> None:
     """A run with nothing to check does not pass."""
-    result = run_pytest_process(pytester, "--pyargs", "flux_memory.testkit.contract")
+    result = run_pytest(pytester, "--pyargs", "flux_memory.testkit.contract")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*the contract has no memory to test: pass --flux-memory-factory=module:function*"])
 
@@ -239,7 +245,7 @@ def test_plugged_in_without_a_name_is_a_usage_error(pytester: pytest.Pytester) -
 def test_a_missing_factory_is_named_once(pytester: pytest.Pytester, name: str) -> None:
     """The error repeats the option and says how to write it, and no clause runs and fails."""
     pytester.makepyfile(broken="raise RuntimeError('not today')")
-    result = run_pytest_process(
+    result = run_pytest(
         pytester, "--pyargs", "flux_memory.testkit.contract", f"--flux-memory-factory={name}", "-k", ASYNC
     )
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -253,7 +259,7 @@ def test_a_clause_replaced_after_its_class_was_made_is_refused(
 ) -> None:
     """A clause that is no longer collected cannot fail, so the run fails instead."""
     pytester.makepyfile(BINDING + "\n    TestMine.test_limit_takes_the_newest = None\n")
-    result = run_pytest_process(pytester, "-k", "FM-ORD-001", *workers)
+    result = run_pytest(pytester, "-k", "FM-ORD-001", *workers)
     assert result.ret != 0
     output = result.stdout.str() + result.stderr.str()
     assert "TestMine replaces test_limit_takes_the_newest, which is the clause FM-ORD-003" in output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from forked_runs import run_forked
 
 from flux_memory.testkit.evidence.document import Result, read_evidence, verdict
 
@@ -59,7 +60,7 @@ def outcomes(project: pytest.Pytester) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["one process", "xdist"])
 def test_the_fast_profile_names_what_it_leaves_out(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
     """A clause that takes long is reported as left out; it neither holds nor fails a strict run."""
-    result = project.runpytest_subprocess(*ARGUMENTS, *workers)
+    result = run_forked(project, *ARGUMENTS, *workers)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
         [
@@ -79,7 +80,7 @@ def test_the_fast_profile_names_what_it_leaves_out(project: pytest.Pytester, wor
 @pytest.mark.parametrize("option", ["--flux-profile=thorough", "--flux-model=thorough"])
 def test_the_thorough_profile_runs_every_clause(project: pytest.Pytester, option: str) -> None:
     """In the thorough profile all clauses are checked; the option's older name selects it, too."""
-    result = project.runpytest_subprocess(*ARGUMENTS, option)
+    result = run_forked(project, *ARGUMENTS, option)
     assert result.ret == 0
     assert "thorough only" not in result.stdout.str()
     assert {outcome for outcome, _ in outcomes(project).values()} == {"held"}
@@ -87,7 +88,7 @@ def test_the_thorough_profile_runs_every_clause(project: pytest.Pytester, option
 
 def test_a_run_of_left_out_clauses_is_not_a_pass(project: pytest.Pytester) -> None:
     """A run that checked nothing fails, and its verdict is not a pass."""
-    result = project.runpytest_subprocess(*ARGUMENTS[:-1], "-k", "FM-AMT-902")
+    result = run_forked(project, *ARGUMENTS[:-1], "-k", "FM-AMT-902")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["flux-memory: the run fails: no clause could be checked"])
     assert verdict([Result("thorough only")]) == ("none held, 1 thorough only", "unverified")

@@ -62,6 +62,12 @@ def select_one(dsn: str) -> Any:
         return statements.fetch_value(dsn, "SELECT 1")
 
 
+def test_a_login_costs_the_client_one_round(server: Server, statements: Statements) -> None:
+    """Promise: a connection spends no time on rounds that protect a guessable password; the server's is random."""
+    kept = "SELECT rolpassword FROM pg_authid WHERE rolname = current_user"
+    assert str(statements.fetch_value(server.dsn, kept)).startswith("SCRAM-SHA-256$1:")
+
+
 def test_every_provider_refuses_a_wrong_password(server: Server) -> None:
     """Promise: authentication works over TCP and over the socket, so that its failures can be tested."""
     for dsn in filter(None, (server.dsn, server.socket_dsn)):

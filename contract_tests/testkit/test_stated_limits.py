@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from forked_runs import run_forked
 
 from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit import MemoryContract
@@ -77,7 +78,7 @@ def test_a_stated_limit_is_held_to_the_byte(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_mine=BINDINGS)
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
     chosen = ("-k", "FM-LIM-003 or FM-LIM-020 or FM-LIM-021", "--flux-report=report")
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--flux-postgres=off", *chosen)
+    result = run_forked(pytester, "-p", "no:cacheprovider", "--flux-postgres=off", *chosen)
     evidence = read_evidence(pytester.path / "report")
     failed = {
         each.name: {clause.id for clause, found in evidence.results_of(each.name) if found.outcome == "failed"}

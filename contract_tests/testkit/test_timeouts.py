@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from bound_stores import run_clause
+from forked_runs import run_forked
 
 from flux_memory import Memory
 from flux_memory.testkit import ReferenceMemory, ReferenceStore
@@ -314,7 +315,7 @@ def test_a_run_ends_and_shows_the_line_that_blocks(pytester: pytest.Pytester) ->
     """The author of a backend sees the blocking line in the output."""
     pytester.makepyfile(BINDING)
     options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
-    result = pytester.runpytest_subprocess(*options, "-k", "ORD-001")
+    result = run_forked(pytester, *options, "-k", "ORD-001")
     outcomes = result.parseoutcomes()
     outcomes.pop("deselected")
     assert outcomes == {"failed": 1}

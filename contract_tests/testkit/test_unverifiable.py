@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from forked_runs import run_forked
 
 from flux_memory.testkit import MemoryContract, unverifiable
 from flux_memory.testkit.evidence.document import Result, read_evidence, verdict
@@ -75,7 +76,7 @@ def run_bindings(pytester: pytest.Pytester, bindings: str, *args: str) -> pytest
     """Run a small contract on these bindings."""
     pytester.makepyfile(test_mine=PARTS + bindings)
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
-    return pytester.runpytest_subprocess(*PLAIN, *args)
+    return run_forked(pytester, *PLAIN, *args)
 
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])

@@ -151,7 +151,7 @@ def test_lines_that_are_not_entries_go_to_quarantine(store: list[str], tmp_path:
         (("import", "nowhere.jsonl"), 1, "nowhere.jsonl cannot be read: No such file or directory"),
         (("import", "."), 1, "cannot be read: Is a directory"),
         (("import", "x.jsonl", "--assume-timezone", "Mars"), 2, "there is no time zone 'Mars'"),
-        (("export", "no/where.jsonl"), 1, "cannot be written: No such file or directory"),
+        (("export",), 1, "chat.db does not exist; correct the path"),
         (("import",), 2, "Missing argument 'FILE'"),
     ],
 )
@@ -162,6 +162,22 @@ def test_wrong_usage_says_so(
     monkeypatch.chdir(tmp_path)
     result = run(*arguments, "--sqlite-path", tmp_path / "chat.db")
     assert (result.exit_code, says in result.output) == (code, True), result.output
+
+
+def test_an_unwritable_export_says_so(store: list[str], tmp_path: Path) -> None:
+    """The store is there, and the directory is not."""
+    assert run("import", write(tmp_path / "old.jsonl", [line(1)]), *store).exit_code == 0
+    result = run("export", tmp_path / "no" / "where.jsonl", *store)
+    assert result.exit_code == 1
+    assert "cannot be written: No such file or directory" in result.output
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for every command, without a traceback."""
+    monkeypatch.setenv("DATABASE_URL", "chat.db")
+    for arguments in (("export",), ("import", "x.jsonl")):
+        result = run(*arguments)
+        assert (result.exit_code, result.output[:52]) == (1, "FAILED  DATABASE_URL is not a SQLite URL and the bac")
 
 
 def test_a_killed_import_is_completed_by_the_next(store: list[str], tmp_path: Path) -> None:

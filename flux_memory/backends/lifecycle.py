@@ -7,8 +7,8 @@ import math
 import os
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import wraps
 from threading import Lock
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar
@@ -67,6 +67,29 @@ def on_any_loop(
     return call
 
 
+class _CallCount:
+    """The number of calls in flight, and a context that each of them enters, at a fraction of a generator's cost."""
+
+    __slots__ = ("_idle", "calls")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._idle = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self.calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.calls -= 1
+        if not self.calls:
+            self._idle.set()
+
+    async def ended(self) -> None:
+        """Wait until no call is in flight; the next one may begin before the waiter runs."""
+        self._idle.clear()
+        await self._idle.wait()
+
+
 class Lifecycle(Generic[Resource]):
     """Owns the resource that a handle opens lazily: a worker thread or a pool.
 
@@ -107,8 +130,8 @@ class Lifecycle(Generic[Resource]):
         self._close_by = math.inf
         self.resource: Resource | None = None
         """The open resource, if any, until it is closed."""
-        self._in_flight = 0
-        self._idle = asyncio.Event()
+        self.in_flight: Final = _CallCount()
+        """A context that counts a call, so that `close()` waits for it."""
         self.forked = False
         self.closed = False
         self._ended = False
@@ -155,6 +178,11 @@ class Lifecycle(Generic[Resource]):
             elif not (answer := await run_on(home, self.opened)).cancelled():
                 return answer.result()
         return self.resource
+
+    @property
+    def open_now(self) -> Resource | None:
+        """The resource, if `opened()` would return it at once."""
+        return None if self._waiting or self._ended else self.resource
 
     async def opened(self) -> Resource:
         """Return the resource; the first caller starts to open it, and later ones wait for the same opening.
@@ -207,19 +235,8 @@ class Lifecycle(Generic[Resource]):
         _PARENT_RESOURCES.append((self, self.resource, self._away))
         self.resource = None
         self._loop = self._opening = self._closing = self._away = None
-        self._in_flight = 0
+        self.in_flight.calls = 0
         self.forked = True
-
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """Count a call, so that `close()` waits for it."""
-        self._in_flight += 1
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
 
     async def close(self) -> None:
         """Refuse new calls, wait for those in flight, close the resource.
@@ -277,9 +294,8 @@ class Lifecycle(Generic[Resource]):
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(end):
                     # A call that is counted again during the wait continues one that was in flight before.
-                    while self._in_flight:
-                        self._idle.clear()
-                        await self._idle.wait()
+                    while self.in_flight.calls:
+                        await self.in_flight.ended()
         if self._loop is loop and self._opening is not None:
             await asyncio.wait([self._opening], timeout=min(max(end - loop.time(), 0), _UNNEEDED_OPENING_SECONDS))
         self._ended = True

@@ -65,7 +65,7 @@ class LongCalls:
             is_long = True
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds
-        with self._life.in_flight():
+        with self._life.in_flight:
             turn = self._last[key] = loop.create_future()
             try:
                 async with asyncio.timeout_at(ends):

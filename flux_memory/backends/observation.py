@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from flux_memory.backends.pool_stats import Counters, CountingPool, PoolStats, sum_stats
@@ -94,17 +94,16 @@ class Observers:
             pool: The pool; it may end before the handle does.
             counters: What it does, which is kept.
         """
-        kept = []
-        for reference, counted in self._pools:
-            if reference() is None:
-                self._ended.absorb(counted)
-            else:
-                kept.append((reference, counted))
-        self._pools = [*kept, (weakref.ref(pool), counters)]
+        for entry in [entry for entry in self._pools if entry[0]() is None]:
+            # The twin's thread may do the same.
+            with suppress(ValueError):
+                self._pools.remove(entry)
+                self._ended.absorb(entry[1])
+        self._pools.append((weakref.ref(pool), counters))
 
     def pool_stats(self) -> PoolStats:
         """Return the figures of the handle's pool, and of its twin's, together."""
-        known = self._pools
+        known = [*self._pools]
         pools = [pool for reference, _ in known if (pool := reference()) is not None]
         return sum_stats(pools, [self._ended, *(counters for _, counters in known)])
 

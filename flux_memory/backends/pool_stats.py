@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Final, NamedTuple, Protocol
 
@@ -46,6 +46,8 @@ class PoolStats:
     """The longest of the last 1,000 waits for a connection; 0.0 before the first."""
     median_wait_seconds: float
     """The median of the last 1,000 waits for a connection, most of which are 0.0; 0.0 before the first."""
+    replicas: Mapping[str, PoolStats] = field(default_factory=dict, hash=False)
+    """The same of each replica, by host and port; the other figures are the primary's. Empty without replicas."""
 
 
 class Occupancy(NamedTuple):

@@ -16,11 +16,12 @@ import click
 from flux_memory.cli.failure import show_failure
 from flux_memory.cli.store import choose_settings
 from flux_memory.dsn import SecretText
-from flux_memory.errors import FluxMemoryError
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError
 from flux_memory.records.printing import printable
 
 if TYPE_CHECKING:
     from flux_memory.cli.migrate_display import Display
+    from flux_memory.settings import Settings
     from flux_memory.transfer.feedback_file import ImportReport
 
 Result = TypeVar("Result")
@@ -107,7 +108,7 @@ def export(*, file: Path, sqlite_path: str | None, postgres_dsn: str | None, qui
             written += 1
         return written
 
-    written = _run(sqlite_path, postgres_dsn, work, quiet=quiet or not to_file)
+    written = _run(sqlite_path, postgres_dsn, work, quiet=quiet or not to_file, creates=False)
     if to_file and not quiet:
         click.echo(printable(f"Exported {_entries(written)} to {file}"))
 
@@ -118,14 +119,21 @@ def _run(
     work: Callable[[Any, Display], Coroutine[Any, Any, Result]],
     *,
     quiet: bool,
+    creates: bool = True,
 ) -> Result:
-    """Run a coroutine with the feedback of the chosen memory; end the program if it fails."""
+    """Run a coroutine with the feedback of the chosen memory, and end the program if it fails.
+
+    Args:
+        sqlite_path: The option `--sqlite-path`.
+        postgres_dsn: The option `--postgres-dsn`.
+        work: The coroutine.
+        quiet: Whether to print errors only.
+        creates: Whether a file that does not exist becomes a store.
+    """
     from flux_memory.cli.migrate_display import Display  # noqa: PLC0415 - rich costs more than --help may
     from flux_memory.factory import create_memory  # noqa: PLC0415 - as above
 
-    settings = choose_settings(sqlite_path, postgres_dsn)
-
-    async def main(display: Display) -> Result:
+    async def main(display: Display, settings: Settings) -> Result:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         if task is not None:
             loop.add_signal_handler(signal.SIGTERM, task.cancel)
@@ -133,13 +141,25 @@ def _run(
             return await work(memory.feedback, display)
 
     try:
+        settings = choose_settings(sqlite_path, postgres_dsn)
+        if not creates:
+            _refuse_missing(settings)
         with Display(quiet=quiet) as display:
-            return asyncio.run(main(display))
+            return asyncio.run(main(display, settings))
     except FluxMemoryError as error:
         show_failure(error)
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(_GO_ON, err=True)
     sys.exit(1)
+
+
+def _refuse_missing(settings: Settings) -> None:
+    """Raise `BackendUnavailableError` if the SQLite file does not exist: opening it would create an empty store."""
+    if settings.database_backend != "sqlite" or settings.sqlite_path == ":memory:":
+        return
+    file = Path(settings.sqlite_path).absolute()
+    if not file.exists():
+        raise BackendUnavailableError(f"the file {file} does not exist; correct the path")
 
 
 def _zone(name: str) -> Any:

@@ -60,6 +60,12 @@ _NOT_WRITTEN: Final = (
     "DIFFERENT: see the list above. No file was written; correct these rows in PostgreSQL, then run again."
 )
 
+_AT_SEVERAL_MOMENTS: Final = (
+    "Proven: every session and message of the file is in PostgreSQL, in order, with its content. Applications wrote "
+    "meanwhile, so the servers of the cluster were read at different moments: stop them and run again for the state of "
+    "one moment."
+)
+"""Closes a transfer whose target is a cluster."""
 _RATE_COLUMNS: Final = 80
 """Columns that the terminal needs to show the rate."""
 
@@ -157,6 +163,8 @@ class Display:
             self.say(_NOT_REPLACED)
         elif report.status is Status.DIFFERENT and "://" in report.source:
             self.say(_NOT_WRITTEN)
+        elif report.status is Status.CONTAINED and report.verification and not report.verification.is_one_moment:
+            self.say(_AT_SEVERAL_MOMENTS)
         elif not (asks and report.status is Status.READY):
             retry = " ".join(map(shell_quoted, ["flux-memory", "migrate", "--retry", str(report.quarantine), *options]))
             self.say(

@@ -115,6 +115,6 @@ def _verdict(report: RestoreReport, *, asks: bool) -> list[str]:
     what = "" if report.user is None else "of the user "
     lines.append(
         f"Proven identical: the sessions and messages {what}in the target are those of the backup, in order, with "
-        "their content."
+        "their content, and so is the feedback."
     )
     return lines

@@ -43,12 +43,12 @@ from flux_memory.records.checking import (
     check_seconds,
     check_session_id,
     drop_repeats,
-    make_id,
     message_id_taken,
     session_id_taken,
     session_not_found,
 )
 from flux_memory.records.filters import check_filter, contains
+from flux_memory.records.ids import make_id
 from flux_memory.records.metadata import TooLongError, decode_metadata, encode_metadata, merge_metadata
 from flux_memory.records.ratings import (
     FeedbackRow,

@@ -14,8 +14,8 @@ from flux_memory.records.checking import (
     check_batch,
     check_lookup,
     drop_repeats,
-    make_id,
 )
+from flux_memory.records.ids import make_id
 from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_USER_ID_LENGTH
 from flux_memory.records.metadata import encode_metadata
 from flux_memory.records.text import check_id, check_str, check_text, find_unstorable

@@ -16,6 +16,7 @@ from flux_memory.errors import (
 )
 from flux_memory.records import timestamps
 from flux_memory.records.building import describe_not_text
+from flux_memory.records.ids import make_id
 from flux_memory.records.limits import (
     MAX_BATCH_BYTES,
     MAX_METADATA_BYTES,
@@ -23,11 +24,6 @@ from flux_memory.records.limits import (
 )
 from flux_memory.records.metadata import TooLongError, encode_metadata, equal
 from flux_memory.records.text import check_id, check_str, check_text, find_unstorable, shown
-
-if sys.version_info >= (3, 14):
-    from uuid import uuid7
-else:
-    from uuid6 import uuid7
 
 MAX_COUNT: Final = 2**62 - 1
 """The largest `limit` or `offset` that an engine gets: their sum still has 64 bits, which some engines add up."""
@@ -181,11 +177,6 @@ def drop_repeats(rows: Iterable[MessageRow]) -> list[MessageRow]:
         rows: What `check_batch` returned.
     """
     return list({row.id: row for row in rows}.values())
-
-
-def make_id() -> str:
-    """Return a new id for a session or a message: a UUIDv7, 36 characters that sort by the time of creation."""
-    return str(uuid7())
 
 
 def check_lookup(name: str, value: object) -> str:

@@ -11,7 +11,8 @@ from flux_memory.errors import ConflictError, FluxMemoryError, InvalidInputError
 from flux_memory.feedback import FeedbackDay, FeedbackEntry, FeedbackStats
 from flux_memory.records import timestamps
 from flux_memory.records.building import describe_not_text
-from flux_memory.records.checking import check_lookup, make_id
+from flux_memory.records.checking import check_lookup
+from flux_memory.records.ids import make_id
 from flux_memory.records.limits import MAX_METADATA_BYTES
 from flux_memory.records.metadata import TooLongError, decode_metadata, encode_metadata, equal
 from flux_memory.records.text import check_id, check_text, shown

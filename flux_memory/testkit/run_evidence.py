@@ -73,7 +73,8 @@ class RunEvidence:
 
         binding, parameters = binding_of(test, clause_id)
         expected = self._expected.setdefault(backend, set())
-        expected.update((binding, "", each) for each in clause_ids)
+        if (binding, "", clause_id) not in expected:
+            expected.update((binding, "", each) for each in clause_ids)
         expected.add((binding, parameters, clause_id))
 
     @pytest.hookimpl(optionalhook=True)
@@ -143,6 +144,10 @@ class RunEvidence:
             for name, backend in self.collector.backends.items():
                 if backend.advice is not None:
                     terminalreporter.write_line(f"flux-memory: {name}: {backend.advice}", red=True)
+            from flux_memory.testkit.contract.preflight import advise_on_distance
+
+            for advice in advise_on_distance(self._config):
+                terminalreporter.write_line(f"flux-memory: {advice}", yellow=True)
         elif self._expected and not self._config.option.collectonly:
             names = ", ".join(self._expected)
             count = sum(len(_without_parameters(expected)) for expected in self._expected.values())

@@ -13,7 +13,7 @@ from uuid import UUID
 from flux_memory.dsn import mask_dsn
 from flux_memory.errors import FluxMemoryError, MigrationError
 from flux_memory.transfer.feedback_stage import FeedbackStage
-from flux_memory.transfer.plan import Mode, OnInvalid, Plan, describe_target
+from flux_memory.transfer.plan import Mode, OnInvalid, Plan, check_plan, describe_target
 from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.quarantine import add_sessions_of_target, refuse_unwritable, to_scratch, write_quarantine
 from flux_memory.transfer.report import Report, Status
@@ -26,7 +26,7 @@ from flux_memory.transfer.source.reader import Source, inspect_source, refuse_un
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
 from flux_memory.transfer.target.choosing import choose_path
 from flux_memory.transfer.target.load import added_columns, load, refuse_to_replace, replace
-from flux_memory.transfer.target.merge import MergeResult
+from flux_memory.transfer.target.merge_result import MergeResult
 from flux_memory.transfer.target.moves import NOT_RECORDED, MoveRecord, find_source_ids, may_read_record, open_record
 from flux_memory.transfer.target.parallel import merge_parts
 from flux_memory.transfer.target.rehearsal import load_first
@@ -64,12 +64,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
     Raises:
         FluxMemoryError: The migration failed; the message says why, and what to do.
     """
-    if plan.batch_size < 1:
-        raise MigrationError(f"the batch size is {plan.batch_size}; give 1 or more")
-    if plan.on_invalid is OnInvalid.QUARANTINE and plan.quarantine_file is None:
-        raise MigrationError("there is no quarantine file; set one to receive refused rows")
-    if plan.replace and plan.retry:
-        raise MigrationError("a quarantine file has only some of the rows; retry it without replacing the others")
+    check_plan(plan)
     if plan.quarantine_file is not None and plan.mode is Mode.MOVE:
         refuse_unwritable(plan.quarantine_file)
     report = Report(str(plan.sqlite_path), mask_dsn(plan.postgres_dsn), replaces=plan.replace)
@@ -79,12 +74,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
             path = stack.enter_context(private_directory()) / "retry.db"
             stopped = threading.Event()
             await run_in_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
-            async with open_connection(plan.postgres_dsn) as connection:
-                target = await inspect_target(connection)
-                if target.sessions:
-                    async with rehearsal(connection):
-                        await prepare_schema(connection)
-                        await add_sessions_of_target(path, connection, choose_path(target))
+            await add_sessions_of_target(path, plan.postgres_dsn)
         snapshot = stack.enter_context(snapshot_of(path))
         with Spool() as spool, FeedbackSpool() as entries:
             feedback = FeedbackStage(plan, entries)
@@ -256,9 +246,8 @@ class _Migration:
     async def _load(self, connection: Any, record: MoveRecord | None) -> MergeResult:
         plan, found, advance = self._plan, self._report.preflight, self._watcher.advance
         skips_deleted = record is not None and record.known and not plan.restore_deleted
-        if not skips_deleted and await load(
-            *(connection, self._parts, found, self._watcher, record), drops_keys=self._path.drops_keys
-        ):
+        rows = (connection, self._parts, found, self._watcher, record)
+        if not skips_deleted and await load(*rows, drops_keys=self._path.drops_keys):
             self._filled = True
             return MergeResult(found.sessions, found.messages)
         merged = await merge_parts(

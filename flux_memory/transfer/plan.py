@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flux_memory.errors import MigrationError
+
 if TYPE_CHECKING:
     from flux_memory.transfer.target.server import Target
 
@@ -51,6 +53,16 @@ class Plan:
     """Make the target exactly the source; rows that only the target has are deleted."""
     restore_deleted: bool = False
     """Move also sessions that were deleted in the target since an earlier run moved them."""
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise `MigrationError` if settings exclude each other."""
+    if plan.batch_size < 1:
+        raise MigrationError(f"the batch size is {plan.batch_size}; give 1 or more")
+    if plan.on_invalid is OnInvalid.QUARANTINE and plan.quarantine_file is None:
+        raise MigrationError("there is no quarantine file; set one to receive refused rows")
+    if plan.replace and plan.retry:
+        raise MigrationError("a quarantine file has only some of the rows; retry it without replacing the others")
 
 
 def describe_target(target: Target, plan: Plan, shown: str) -> str:

@@ -16,8 +16,14 @@ from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.errors import MigrationError
 from flux_memory.transfer.rows.raw import FEEDBACK_FIELDS, MESSAGE_FIELDS, SESSION_FIELDS, RawRow
 from flux_memory.transfer.rows.spool import RefusedRow
-from flux_memory.transfer.target.server import SELECT_SESSIONS
-from flux_memory.transfer.target.transfer_path import TransferPath
+from flux_memory.transfer.target.choosing import choose_path
+from flux_memory.transfer.target.server import (
+    SELECT_SESSIONS,
+    inspect_target,
+    open_connection,
+    prepare_schema,
+    rehearsal,
+)
 from flux_memory.transfer.tempfiles import publish, unproven_file
 
 # No keys and no types: an uncorrected row must be stored as it is, to be refused again by the same rules.
@@ -121,16 +127,31 @@ def _value(value: object) -> object:
     return value
 
 
-async def add_sessions_of_target(scratch: Path, connection: Any, path: TransferPath) -> None:
-    """Add sessions of the target to which messages of the file belong: an orphan may have a session there by now."""
-    with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
-        last = ""
-        while ids := [id_ for (id_,) in db.execute(SELECT_ORPHANED, (last, _PAGE_SESSIONS))]:
-            last = ids[-1]
-            # PostgreSQL cannot store a NUL, so no session there has such an id.
-            storable = write_texts(id_ for id_ in ids if "\x00" not in id_)
-            found = await connection.fetch(path.statement(SELECT_SESSIONS), storable)
-            db.executemany(INSERT_SESSION, [tuple(row) for row in found])
+async def add_sessions_of_target(scratch: Path, dsn: str) -> None:
+    """Add sessions of the target to which messages of the file belong: an orphan may have a session there by now.
+
+    Args:
+        scratch: The file of `to_scratch`.
+        dsn: The target.
+    """
+    async with open_connection(dsn) as connection:
+        target = await inspect_target(connection)
+        if target.sessions:
+            select = choose_path(target).statement(SELECT_SESSIONS)
+            async with rehearsal(connection):
+                await prepare_schema(connection)
+                with closing(sqlite3.connect(scratch, isolation_level=None)) as db:
+                    await _add_sessions(db, connection, select)
+
+
+async def _add_sessions(db: sqlite3.Connection, connection: Any, select: str) -> None:
+    last = ""
+    while ids := [id_ for (id_,) in db.execute(SELECT_ORPHANED, (last, _PAGE_SESSIONS))]:
+        last = ids[-1]
+        # PostgreSQL cannot store a NUL, so no session there has such an id.
+        storable = write_texts(id_ for id_ in ids if "\x00" not in id_)
+        found = await connection.fetch(select, storable)
+        db.executemany(INSERT_SESSION, [tuple(row) for row in found])
 
 
 def to_scratch(path: Path, scratch: Path, stopped: Callable[[], bool]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flux_memory.transfer.progress import Watcher
 from flux_memory.transfer.source.preflight import PreflightResult
-from flux_memory.transfer.target.merge import MergeResult
+from flux_memory.transfer.target.merge_result import MergeResult
 from flux_memory.transfer.target.verify import Comparison, Losses
 
 

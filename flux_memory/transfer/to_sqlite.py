@@ -24,7 +24,7 @@ from flux_memory.transfer.source.ratings import read_feedback
 from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_source
 from flux_memory.transfer.target.choosing import choose_path
 from flux_memory.transfer.target.copy_out import copy_out
-from flux_memory.transfer.target.merge import MergeResult
+from flux_memory.transfer.target.merge_result import MergeResult
 from flux_memory.transfer.target.ratings import compare_feedback
 from flux_memory.transfer.target.server import inspect_target, open_connection
 from flux_memory.transfer.target.transfer_path import TransferPath

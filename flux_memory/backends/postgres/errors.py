@@ -81,12 +81,22 @@ _WAITING: Final = (
     "handles together, or raise timeout="
 )
 
+_EXPLAINED_BY_FUNCTION: Final = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.InternalServerError,
+)
 _ADVICE_BY_FUNCTION: Final = {
     "check_enable_rls": (
         "a policy may hide rows from the role; connect as a role with BYPASSRLS, or as the owner without FORCE"
     ),
     "ExecWithCheckOptions": (
         "a policy does not let the role store this row; compare the session's user_id with the policies of the table"
+    ),
+    # Citus reports it without the SQLSTATE of the worker's error.
+    "ReportCopyError": (
+        "a worker refused a row; if its key is there already, flux-memory migrate --verify names the sessions with "
+        "wrong numbers; else change or drop the constraint, or look at the worker's log"
     ),
     "find_option": "a policy or a trigger reads this setting; add it to the DSN, as in ?chat.user_id=ann",
 }
@@ -107,22 +117,38 @@ def translate_errors(
     """
     try:
         yield
-    except MemoryClosedError as error:
-        if state is not None and state.writes and state.unknown:
-            raise _outcome_unknown(shown, "the connection was closed by close() before the answer") from error
-        raise
-    except FluxMemoryError:
-        raise
-    except TimeoutError as error:
+    except Exception as error:
+        translated = translate(error, shown, timeout, state or CallState(writes=False), pool)
+        if translated is error:
+            raise
+        raise translated from error
+
+
+def translate(error: Exception, shown: str, timeout: float, state: CallState, pool: Pool | None) -> Exception:
+    """Return the library's error for one of the driver or of the network, and any other error as it is.
+
+    Args:
+        error: The error.
+        shown: The masked DSN.
+        timeout: The deadline in seconds, for the message of a call that passed it.
+        state: The state of the call.
+        pool: The pool that the call takes connections from, if any.
+    """
+    may_be_stored = state.writes and state.unknown
+    if isinstance(error, FluxMemoryError):
+        if isinstance(error, MemoryClosedError) and may_be_stored:
+            return _outcome_unknown(shown, "the connection was closed by close() before the answer")
+        return error
+    if isinstance(error, TimeoutError):
         _clear_frames(error, asyncpg.__name__)
-        trouble = pool.trouble if pool is not None else None
-        raise _deadline_error(shown, timeout, state or CallState(writes=False), trouble) from error
-    except DRIVER_ERRORS as error:
-        _clear_frames(error, asyncpg.__name__)
-        if state is not None and state.writes and state.unknown:
-            raise _outcome_unknown(shown, f"the connection was lost, and then: {message_of(error)}") from error
-        kind, advice = _advice(error)
-        raise kind(f"PostgreSQL at {shown}: {message_of(error)}; {advice}") from error
+        return _deadline_error(shown, timeout, state, pool.trouble if pool is not None else None)
+    if not isinstance(error, DRIVER_ERRORS):
+        return error
+    _clear_frames(error, asyncpg.__name__)
+    if may_be_stored:
+        return _outcome_unknown(shown, f"the connection was lost, and then: {message_of(error)}")
+    kind, advice = _advice(error)
+    return kind(f"PostgreSQL at {shown}: {message_of(error)}; {advice}")
 
 
 def not_connected(shown: str, error: Exception) -> FluxMemoryError:
@@ -137,7 +163,7 @@ def _advice(error: Exception) -> tuple[type[FluxMemoryError], str]:
     # A FATAL refuses the connection, for a parameter of the DSN.
     if fatal_error(error) is not None:
         return BackendUnavailableError, classify(error).advice
-    if isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.UndefinedObjectError):
+    if isinstance(error, _EXPLAINED_BY_FUNCTION):
         advice = _ADVICE_BY_FUNCTION.get(getattr(error, "server_source_function", None) or "")
         if advice is not None:
             return SchemaError, advice

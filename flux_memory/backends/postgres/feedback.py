@@ -10,6 +10,8 @@ from functools import partial
 from operator import methodcaller
 from typing import Any, Final, NamedTuple
 
+import asyncpg
+
 from flux_memory import records
 from flux_memory.backends.checked_feedback import CheckedFeedback
 from flux_memory.backends.long_calls import LongCalls
@@ -22,15 +24,12 @@ from flux_memory.errors import SchemaError
 from flux_memory.records.limits import MAX_ID_LENGTH
 from flux_memory.records.ratings import DatedFeedback, ImportOutcome
 
-# The lock keeps the session until the entry is stored: an erasure of its user, which deletes the sessions first, finds
-# the entry. Adds of messages do not wait for it.
-LOCK_OWNER: Final = "SELECT user_id FROM sessions WHERE id::text = $1 FOR KEY SHARE"
-INSERT_FEEDBACK: Final = """
+_INSERT: Final = """
 INSERT INTO feedback (id, session_id, message_id, rating, comment, corrected_answer, metadata, user_id, created_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7::text::jsonb, $8, statement_timestamp() AT TIME ZONE 'UTC')
-ON CONFLICT (id) DO NOTHING
-RETURNING TRUE
 """
+INSERT_FEEDBACK: Final = _INSERT + "ON CONFLICT (id) DO NOTHING\nRETURNING TRUE"
+INSERT_OPENLY: Final = _INSERT + "RETURNING TRUE"
 SELECT_SAME_ID: Final = """
 SELECT session_id, message_id, rating, comment, corrected_answer, metadata::text FROM feedback WHERE id::text = $1
 """
@@ -152,6 +151,7 @@ async def add_entry(executor: RetryingExecutor, state: CallState, row: records.F
 
     Raises:
         ConflictError: Another entry has the id.
+        SchemaError: A trigger drops the entry.
     """
     for _ in range(_HIDDEN_ATTEMPTS):
         added, stored = await executor.run_on_any_lock(
@@ -162,20 +162,39 @@ async def add_entry(executor: RetryingExecutor, state: CallState, row: records.F
         if stored is not None:
             if row.same_as(stored):
                 return False
-            break
-    raise records.feedback_id_taken(row.id)
+            raise records.feedback_id_taken(row.id)
+    is_stored = await executor.run_on_any_lock(
+        state, lambda connection: in_transaction(connection, partial(_insert_openly, executor, connection, row))
+    )
+    if is_stored is None:
+        raise records.feedback_id_taken(row.id)
+    if not is_stored:
+        raise dated_feedback.dropped(row.id)
+    return True
 
 
 async def _insert(
     executor: RetryingExecutor, connection: Any, row: records.FeedbackRow
 ) -> tuple[bool, list[Any] | None]:
     """Insert an entry; return whether its id was free, and else the stored entry."""
-    owner = await connection.fetch(executor.path.statement(LOCK_OWNER), row.session_id)
-    user_id = (owner[0][0] or "") if owner else ""
+    user_id = await dated_feedback.lock_owner(executor, connection, row.session_id)
     if await connection.fetch(INSERT_FEEDBACK, *row, user_id):
         return True, None
     stored = await connection.fetch(executor.path.statement(SELECT_SAME_ID), row.id)
     return False, [*stored[0]] if stored else None
+
+
+async def _insert_openly(executor: RetryingExecutor, connection: Any, row: records.FeedbackRow) -> bool | None:
+    """Insert an entry that was neither stored nor found, and return whether it is stored.
+
+    Returns `None` if another entry, which a policy hides, has the id.
+    """
+    user_id = await dated_feedback.lock_owner(executor, connection, row.session_id)
+    try:
+        return bool(await connection.fetch(INSERT_OPENLY, *row, user_id))
+    except asyncpg.UniqueViolationError:
+        # The transaction is void, and its COMMIT rolls it back.
+        return None
 
 
 async def erase_without_owner(executor: RetryingExecutor, state: CallState, user_id: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import methodcaller
 from typing import Any, Final, Self, TypeVar
@@ -12,14 +12,14 @@ from typing import Any, Final, Self, TypeVar
 import asyncpg
 
 from flux_memory import records
-from flux_memory.backends.deadlines import seconds_for
+from flux_memory.backends.deadlines import TimeLimit, seconds_for
 from flux_memory.backends.lifecycle import Lifecycle, on_any_loop, warn_never_closed
 from flux_memory.backends.long_calls import LongCalls
 from flux_memory.backends.observation import Observers, StoreName, name_server
 from flux_memory.backends.pool_stats import PoolStats
 from flux_memory.backends.postgres.borrowed_pool import BorrowedPool
 from flux_memory.backends.postgres.call_state import CallState
-from flux_memory.backends.postgres.errors import refuse_other_loop, translate_errors
+from flux_memory.backends.postgres.errors import refuse_other_loop, translate
 from flux_memory.backends.postgres.explaining import explain
 from flux_memory.backends.postgres.opening import OpenStore, open_store
 from flux_memory.backends.postgres.pool import OwnPool
@@ -97,6 +97,7 @@ class PostgresHandle:
     ) -> None:
         self.timeout, self._shown, self._pool = timeout, shown, pool
         self._bookmarks = None if options is None else options.bookmarks
+        self._replica_observers = {} if options is None else options.observers
         kind = type(self)  # not the handle itself: it would keep itself alive
         self._life: Lifecycle[OpenStore] = Lifecycle(
             partial(open_store, pool, shown, timeout, options),
@@ -121,7 +122,11 @@ class PostgresHandle:
 
         It may be called at any time and from any thread, also before the first call and after `close()`.
         """
-        return self._life.observers.pool_stats()
+        stats = self._life.observers.pool_stats()
+        if not self._replica_observers:
+            return stats
+        found = {shown: observers.pool_stats() for shown, observers in self._replica_observers.items()}
+        return replace(stats, replicas=found)
 
     @on_any_loop
     async def ping(self) -> float:
@@ -162,9 +167,9 @@ class PostgresHandle:
             if life.resource is not None and life.resource.replicas is not None:
                 life.resource.replicas.terminate()
 
-    async def _rows(self, sql: str, *values: object, session_id: str | None = None) -> Sequence[Any]:
+    def _rows(self, sql: str, *values: object, session_id: str | None = None) -> Awaitable[Sequence[Any]]:
         """Run a read, of one session or else of several, and return its rows."""
-        return await self._read(lambda _: (sql, values), session_id)
+        return self._read(lambda _: (sql, values), session_id)
 
     async def _read(
         self, choose: Callable[[WritePath], tuple[str, Sequence[object]]], session_id: str | None = None
@@ -210,14 +215,18 @@ class PostgresHandle:
     ) -> Result:
         """Run a call on the open store, within its deadline or the seconds that are left of it."""
         seconds = seconds_for(self.timeout) if seconds is None else seconds
-        with self._life.in_flight(), translate_errors(self._shown, seconds, state, self._pool):
+        life = self._life
+        with life.in_flight:
             try:
-                async with asyncio.timeout(seconds):
-                    return await call(await self._life.opened())
-            except TimeoutError:
-                if state.waits_for_connection:
+                with TimeLimit(seconds):
+                    return await call(life.open_now or await life.opened())
+            except Exception as error:
+                if isinstance(error, TimeoutError) and state.waits_for_connection:
                     self._pool.meter.note_timeout()
-                raise
+                translated = translate(error, self._shown, seconds, state, self._pool)
+                if translated is error:
+                    raise
+                raise translated from error
             finally:
                 if state.statements is not None:
                     note_statements(state.statements, self._explain)

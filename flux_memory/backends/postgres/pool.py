@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import asyncpg
 
@@ -34,11 +34,6 @@ _CONNECT_SHARE: Final = 1 / 3
 """Share of the deadline for one attempt to connect; the rest is for the other hosts."""
 _FIRST_CONTACT_SHARE: Final = 0.1
 """Share of the deadline for retries while no server has ever answered; then a wrong address is reported."""
-
-
-class _Idle(NamedTuple):
-    connection: Any
-    since: float
 
 
 class OwnPool(MeteredPool):
@@ -72,7 +67,8 @@ class OwnPool(MeteredPool):
         self._first_contact_seconds = timeout * _FIRST_CONTACT_SHARE
         self._permits = asyncio.Semaphore(max_size)
         self._open: set[Any] = set()
-        self._idle: list[_Idle] = []
+        self._idle: list[tuple[Any, float]] = []
+        """Connections that no call uses, and since when."""
         self._expired: set[Any] = set()
         self._openings: set[asyncio.Task[Any]] = set()
         self._spares: set[asyncio.Task[Any]] = set()
@@ -126,14 +122,14 @@ class OwnPool(MeteredPool):
         elif connection in self._expired:
             self._drop(connection)
         else:
-            self._idle.append(_Idle(connection, asyncio.get_running_loop().time()))
+            self._idle.append((connection, time.monotonic()))
             if self._trimming is None and len(self._idle) > self._min_size and not self._closing:
                 self._trim_later()
         self._permits.release()
 
     def expire(self) -> None:
         while self._idle:
-            self._drop(self._idle.pop().connection)
+            self._drop(self._idle.pop()[0])
         self._expired = set(self._open)
         # Without target_session_attrs in the DSN, only the next host may have the needed role.
         self._target = self._target.rotated()
@@ -183,7 +179,7 @@ class OwnPool(MeteredPool):
             if is_closed(connection):
                 self._idle.pop()
                 self._forget(connection)
-            elif asyncio.get_running_loop().time() - since > _SUSPECT_SECONDS:
+            elif time.monotonic() - since > _SUSPECT_SECONDS:
                 return None
             else:
                 self._idle.pop()
@@ -194,7 +190,7 @@ class OwnPool(MeteredPool):
     async def _take_checked(self) -> Any:
         """Return an idle connection that answers, or a new one."""
         while self._idle:
-            connection = self._idle.pop().connection
+            connection, _ = self._idle.pop()
             try:
                 async with asyncio.timeout(SERVER_GRACE_SECONDS):
                     await connection.execute("SELECT 1")
@@ -202,7 +198,7 @@ class OwnPool(MeteredPool):
                 # Connections that were idle for longer are lost, too.
                 self._drop(connection)
                 while self._idle:
-                    self._drop(self._idle.pop().connection)
+                    self._drop(self._idle.pop()[0])
             except BaseException:
                 self._drop(connection)
                 self._permits.release()

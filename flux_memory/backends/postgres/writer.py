@@ -115,7 +115,7 @@ class MessageWriter:
         call.future.result()
 
     def _forget(self, call: QueuedCall) -> None:
-        """Forget a call whose caller has stopped waiting; cancel a statement that has no other calls."""
+        """Forget a call whose caller has stopped waiting; cancel its statement if that has no other calls or waits."""
         queue = call.queue
         if call in queue.waiting:
             del queue.waiting[call]
@@ -125,11 +125,15 @@ class MessageWriter:
                 self._next.task.cancel()
         elif call in queue.in_flight:
             del queue.in_flight[call]
-            if not queue.in_flight and (statement := queue.statement) is not None:
+            if (statement := queue.statement) is None:
+                return
+            if not queue.in_flight:
                 self._release(statement, queue)
                 self._send_next()
-                if not statement.queues:
-                    statement.task.cancel()
+            # A statement that waits for a lock must not store a call after its deadline: the others are sent again.
+            waits_for_lock = statement in self._executor.on_lock and not statement.task.cancelling()
+            if not statement.queues or waits_for_lock:
+                statement.task.cancel()
 
     def _line_up(self, queue: SessionQueue) -> None:
         """Add a session with waiting calls to the ready ones; forget one without calls."""

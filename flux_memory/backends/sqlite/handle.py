@@ -115,12 +115,12 @@ class SQLiteHandle:
                 life.resource.abandon()
 
     async def _read(self, work: Work[Result]) -> Result:
-        with self._life.in_flight(), translate_errors(self.db_path):
+        with self._life.in_flight, translate_errors(self.db_path):
             worker, timeout = await self._worker()
             return await worker.read(work, timeout)
 
     async def _write(self, work: Work[Result], seconds: float | None = None) -> Result:
-        with self._life.in_flight(), translate_errors(self.db_path):
+        with self._life.in_flight, translate_errors(self.db_path):
             worker, timeout = await self._worker(seconds)
             return await worker.write(work, timeout)
 

@@ -36,7 +36,7 @@ KillSignal=SIGTERM
 NoNewPrivileges=yes
 CapabilityBoundingSet=
 PrivateDevices=yes
-PrivateTmp=yes
+PrivateTmp={private}
 ProtectClock=yes
 ProtectControlGroups=yes
 ProtectHome=read-only
@@ -53,6 +53,8 @@ RestrictSUIDSGID=yes
 LockPersonality=yes
 SystemCallArchitectures=native
 """
+_TEMPORARY: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - compared, not written
+"""The directories that a service with `PrivateTmp=yes` has of its own, so that it would not find files there."""
 _TIMER: Final = """\
 [Unit]
 Description=Daily backup of the conversation memory {name}
@@ -133,6 +135,7 @@ class Schedule:
     def units(self) -> dict[str, str]:
         """Return the text of each unit by its file's name."""
         writable = [self.directory] if self.sqlite_path is None else [self.directory, self.sqlite_path.parent]
+        needed = [*writable, Path(sys.executable)]
         file = self.environment_file
         service = _SERVICE.format(
             name=_escape(self.name),
@@ -140,6 +143,7 @@ class Schedule:
             environment="" if file is None else f"EnvironmentFile={_escape(str(file))}\n",
             command=" ".join(_quote(word).replace("$", "$$") for word in self._command()),
             writable=" ".join(_quote(str(path)) for path in dict.fromkeys(writable)),
+            private="no" if any(path.is_relative_to(place) for path in needed for place in _TEMPORARY) else "yes",
         )
         timer = _TIMER.format(name=_escape(self.name), at=self.at)
         return {f"{self.unit_name}.service": service, f"{self.unit_name}.timer": timer}

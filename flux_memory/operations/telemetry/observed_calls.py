@@ -17,7 +17,7 @@ from flux_memory.operations.telemetry.instruments import OwnAttributes
 _LOG: Final = logging.getLogger("flux_memory.telemetry")
 
 
-class Operation:
+class ObservedOperation:
     """A method of a handle: its name, its attributes, and the durations of its calls.
 
     Args:
@@ -30,14 +30,15 @@ class Operation:
         self.name = name
         self.attributes = attributes
         self._gather = gather
-        self._durations: dict[type[BaseException] | None, GatheredValues] = {}
+        self.durations: Final = gather(attributes)
+        """Of calls that succeed."""
+        self._failures: dict[type[BaseException], GatheredValues] = {}
 
-    def durations_of(self, error: type[BaseException] | None) -> GatheredValues:
-        """Return what gathers the durations of calls that end with an error of this class, or without one."""
-        found = self._durations.get(error)
+    def durations_with(self, error: type[BaseException]) -> GatheredValues:
+        """Return what gathers the durations of calls that end with an error of this class."""
+        found = self._failures.get(error)
         if found is None:
-            failed = {} if error is None else {"error.type": error.__name__}
-            found = self._durations[error] = self._gather({**self.attributes, **failed})
+            found = self._failures[error] = self._gather({**self.attributes, "error.type": error.__name__})
         return found
 
 
@@ -51,7 +52,7 @@ class TimedCall:
 
     __slots__ = ("_began", "_operation")
 
-    def __init__(self, operation: Operation, began: float) -> None:
+    def __init__(self, operation: ObservedOperation, began: float) -> None:
         self._operation = operation
         self._began = began
 
@@ -62,7 +63,9 @@ class TimedCall:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Add the duration."""
-        self._operation.durations_of(kind).add(time.perf_counter() - self._began)
+        seconds = time.perf_counter() - self._began
+        operation = self._operation
+        (operation.durations if kind is None else operation.durations_with(kind)).add(seconds)
 
 
 class ObservedCall:
@@ -74,7 +77,7 @@ class ObservedCall:
 
     __slots__ = ("_began", "_context", "_operation", "_span", "_token", "_tracer")
 
-    def __init__(self, operation: Operation, tracer: Tracer) -> None:
+    def __init__(self, operation: ObservedOperation, tracer: Tracer) -> None:
         self._operation = operation
         self._tracer = tracer
 
@@ -97,9 +100,10 @@ class ObservedCall:
         """Add the duration and end the span."""
         seconds = time.perf_counter() - self._began
         detach(self._token)
-        durations = self._operation.durations_of(kind)
+        durations = self._operation.durations
         try:
             if kind is not None:
+                durations = self._operation.durations_with(kind)
                 self._span.set_attribute("error.type", kind.__name__)
                 self._span.set_status(Status(StatusCode.ERROR))
             if self._span.get_span_context().trace_flags.sampled:

@@ -29,7 +29,7 @@ from flux_memory.operations.telemetry.instruments import (
     name_pool,
     name_store,
 )
-from flux_memory.operations.telemetry.observed_calls import ObservedCall, Operation, TimedCall
+from flux_memory.operations.telemetry.observed_calls import ObservedCall, ObservedOperation, TimedCall
 
 SET_UP_SECONDS: Final = 1.0
 """Seconds between two looks for a set-up of traces after this one's: a span that nothing takes costs a microsecond."""
@@ -77,7 +77,7 @@ class HandleObserver(Observer):
         self._instruments = instruments
         self._store = name_store(store)
         self._pool: Final = name_pool(store)
-        self._operations: dict[str, Operation] = {}
+        self._operations: dict[str, ObservedOperation] = {}
         gathering = instruments.gathering
         self._wait_times: Final = gathering.values_of(instruments.wait_time, self._pool)
         self._use_times: Final = gathering.values_of(instruments.use_time, self._pool)
@@ -87,7 +87,7 @@ class HandleObserver(Observer):
         observed = self._operations.get(operation)
         if observed is None:
             named = {**self._store, "db.operation.name": operation}
-            observed = self._operations[operation] = Operation(operation, named, self._gather_durations)
+            observed = self._operations[operation] = ObservedOperation(operation, named, self._gather_durations)
         if not self._makes_spans:
             now = time.perf_counter()
             if now < self._look_at or not self._look_for_traces(now):

@@ -43,6 +43,9 @@ from flux_memory.schema.postgres.trust import (
 
 # The hash of a name: other users of advisory locks in the database are unlikely to take the same number.
 LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('flux_memory_schema', 0::bigint))"
+TRY_LOCK: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('flux_memory_schema', 0::bigint))"
+# Shared and released at once: clients that wait for an upgrade go on together, not one after the other.
+WAIT_FOR_LOCK: Final = "SELECT pg_advisory_xact_lock_shared(hashtextextended('flux_memory_schema', 0::bigint))"
 CREATE_VERSION_TABLE: Final = """
 CREATE TABLE flux_memory_schema (
     version    INTEGER PRIMARY KEY,
@@ -107,7 +110,7 @@ async def bring_up_to_date(connection: Any) -> SchemaState:
     """Apply the files that the database lacks, all or none. If it lacks none, no DDL runs and no lock is taken.
 
     Args:
-        connection: An asyncpg connection outside a transaction.
+        connection: An asyncpg connection; within a transaction, the files are applied by its end.
 
     Returns:
         The state of the database.
@@ -116,25 +119,36 @@ async def bring_up_to_date(connection: Any) -> SchemaState:
         SchemaError: The database is newer than the library, or its tables cannot be used; it is left as it was.
     """
     reader = CatalogueReader(connection)
-    # Not yet the original's tables: another process may upgrade them meanwhile.
-    state = await inspect(reader, for_reading=True, expects=_EXPECTED)
-    if not missing_steps("postgres", state.applied):
-        await _find_faults_now(reader, state)
-        return state
-    # REPEATABLE READ, if it is the default, would show the state before the wait for the lock.
-    async with reader.transaction(isolation="read_committed", readonly=False):
-        await reader.execute(LOCK)
-        state = await inspect(reader, expects=_EXPECTED if state.applied else _EXPECTED_OF_NONE)
+    # A shared lock would last until the end of the caller's transaction, and two of them would wait for each other.
+    waits_in_line = connection.is_in_transaction()
+    while True:
+        # Not yet the original's tables: another process may upgrade them meanwhile.
+        state = await inspect(reader, for_reading=True, expects=_EXPECTED)
         if not missing_steps("postgres", state.applied):
+            await _find_faults_now(reader, state)
             return state
-        if state.version:
-            reader.forget()
-            await reader.execute(LOCK_TABLES)
-        async with without_triggers(reader), protecting_new_tables(reader):
-            for fault in state.repairs:
-                await reader.execute(fault.statement)
-            await _apply_files(reader, state)
-        return await inspect(reader, expects=_EXPECTED)
+        # REPEATABLE READ, if it is the default, would show the state before the lock.
+        async with reader.transaction(isolation="read_committed", readonly=False):
+            if waits_in_line:
+                await reader.execute(LOCK)
+            if waits_in_line or await reader.fetchval(TRY_LOCK):
+                return await _upgrade(reader, is_new=not state.applied)
+        await reader.execute(WAIT_FOR_LOCK)
+
+
+async def _upgrade(reader: CatalogueReader, *, is_new: bool) -> SchemaState:
+    """Apply the missing files within a transaction that has the lock."""
+    state = await inspect(reader, expects=_EXPECTED_OF_NONE if is_new else _EXPECTED)
+    if not missing_steps("postgres", state.applied):
+        return state
+    if state.version:
+        reader.forget()
+        await reader.execute(LOCK_TABLES)
+    async with without_triggers(reader), protecting_new_tables(reader):
+        for fault in state.repairs:
+            await reader.execute(fault.statement)
+        await _apply_files(reader, state)
+    return await inspect(reader, expects=_EXPECTED)
 
 
 async def _find_faults_now(reader: CatalogueReader, state: SchemaState) -> None:
@@ -234,6 +248,12 @@ async def _original_version(connection: Any) -> int:
     columns: dict[str, set[str]] = {"sessions": set(), "messages": set()}
     for table, column in await connection.fetch(SELECT_COLUMNS):
         columns[table].add(column)
+    if "message_count" in columns["sessions"] and "seq" in columns["messages"]:
+        # Not the original's: flux-memory made or upgraded them.
+        raise SchemaError(
+            f"the tables 'sessions' and 'messages' are flux-memory's, and the table {VERSION_TABLE}, which has their "
+            "version, is missing or not visible; name its schema in search_path, or restore it from a backup"
+        )
     return adopted_version(columns)
 
 

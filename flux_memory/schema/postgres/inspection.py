@@ -24,10 +24,11 @@ WITH_FEEDBACK: Final = 7
 
 # Ranked last: other statements use the name that the table still has.
 SELECT_TAKEN_NAMES: Final = """
-SELECT 11, 'name', pg_class.oid::regclass::text, '',
+SELECT 11, CASE relkind WHEN 'i' THEN 'name' ELSE 'used name' END, pg_class.oid::regclass::text, '',
     pg_catalog.format(
         'ALTER %s %s RENAME TO %I',
-        CASE relkind WHEN 'i' THEN 'INDEX' ELSE 'TABLE' END, pg_class.oid::regclass, relname::text || '_before'
+        CASE relkind WHEN 'i' THEN 'INDEX' WHEN 'c' THEN 'TYPE' ELSE 'TABLE' END,
+        pg_class.oid::regclass, relname::text || '_before'
     ), FALSE, NULL
 FROM pg_class
 JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -35,6 +36,14 @@ WHERE nspname = current_schema() AND relname IN (
     'feedback', 'feedback_pkey', 'feedback_by_time', 'feedback_of_session_by_time', 'feedback_of_message_by_time',
     'feedback_of_user_by_time'
 )
+
+UNION ALL
+-- A table has a type of its own name; an enumeration or a domain is in its way, too.
+SELECT 11, 'used name', pg_type.oid::regtype::text, '',
+    pg_catalog.format('ALTER TYPE %s RENAME TO feedback_before', pg_type.oid::regtype), FALSE, NULL
+FROM pg_type
+JOIN pg_namespace ON pg_namespace.oid = typnamespace
+WHERE nspname = current_schema() AND typname = 'feedback' AND typrelid = 0
 """
 SELECT_OBSTACLES: Final = """
 SELECT pg_catalog.format(
@@ -79,6 +88,8 @@ _SENTENCES: Final = {
     "reserved": "{subject} has the name of a column that the upgrade adds",
     "shared name": "{subject} has the name of a column of the table that is joined to it",
     "name": "{subject} has the name of a table or an index that the upgrade creates",
+    "used name": "{subject} has the name of a table that the upgrade creates; if a program uses it, keep it, and give "
+    "flux-memory a schema of its own",
     "constraint name": "the constraint {subject} of {detail} has the name of a key that the upgrade creates",
     "referrer": "{subject} refers to {detail}, whose key the upgrade replaces",
     "dependent": "{subject} depends on {detail}, which the upgrade changes; drop it, and create it again afterwards",

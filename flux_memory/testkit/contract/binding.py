@@ -168,8 +168,9 @@ class Binding:
 def _of_network(routes: Routes | None, claimed: Capability) -> Sequence[Outage]:
     if routes is None or Capability.OUTAGES not in claimed:
         return ()
-    route = routes.add()
-    return network_outages(route.proxy, route.open)
+    # Each on a route of its own, so that one does not end the other.
+    (down, _), (_, silent) = (network_outages(route.proxy, route.open) for route in (routes.add(), routes.add()))
+    return [replace(each, has_own_path=True) for each in (down, silent)]
 
 
 def _given_outages(request: pytest.FixtureRequest) -> Sequence[Outage]:

@@ -22,8 +22,6 @@ class ClaimedCall(NamedTuple):
     """Other capabilities that the call needs; it is made only if they are claimed."""
 
 
-_NEW: Final = "made by an add"
-"""The id of a session that an add creates."""
 _LONG_AGO: Final = datetime(2001, 1, 1, tzinfo=UTC)
 _MESSAGE: Final[NewMessage] = {"role": "user", "content": "x"}
 _SEEN: Final[Session] = {
@@ -37,6 +35,12 @@ _SEEN: Final[Session] = {
     "revision": "",
 }
 """A session of an earlier page."""
+
+
+def _new(session_id: str) -> str:
+    """Return a short id that no other session has: the calls of other capabilities run at the same time."""
+    # A clause gives an invalid id, too.
+    return f"{str(session_id)[-12:]} new"
 
 
 async def _read_revision(memory: Memory, session_id: str) -> str:
@@ -88,11 +92,11 @@ CALLS: Final[dict[Capability, list[ClaimedCall]]] = {
         ClaimedCall("count_sessions", "count_sessions", lambda memory, _: memory.count_sessions()),
     ],
     Capability.SESSION_IDS: [
-        ClaimedCall("create_session", "session_id", lambda memory, _: memory.create_session(session_id="any text")),
+        ClaimedCall("create_session", "session_id", lambda memory, s: memory.create_session(session_id=_new(s))),
         ClaimedCall(
             "fork_session",
             "new_session_id",
-            lambda memory, s: memory.fork_session(s, new_session_id="any copy"),
+            lambda memory, s: memory.fork_session(s, new_session_id=f"{_new(s)} too"),
             Capability.FORK,
         ),
     ],
@@ -120,7 +124,7 @@ CALLS: Final[dict[Capability, list[ClaimedCall]]] = {
         ClaimedCall(
             "add_message",
             "user_id",
-            lambda memory, _: memory.add_message(_NEW, "user", "x", create=True, user_id="u"),
+            lambda memory, s: memory.add_message(_new(s), "user", "x", create=True, user_id="u"),
             Capability.CREATE_ON_ADD,
         ),
         ClaimedCall("fork_session", "user_id", lambda memory, s: memory.fork_session(s, user_id="u"), Capability.FORK),
@@ -144,11 +148,11 @@ CALLS: Final[dict[Capability, list[ClaimedCall]]] = {
         ClaimedCall("get_history", "after", lambda memory, s: memory.get_history(s, after="m")),
     ],
     Capability.CREATE_ON_ADD: [
-        ClaimedCall("add_message", "create", lambda memory, _: memory.add_message(_NEW, "user", "x", create=True)),
+        ClaimedCall("add_message", "create", lambda memory, s: memory.add_message(_new(s), "user", "x", create=True)),
         ClaimedCall(
             "add_messages",
             "create",
-            lambda memory, _: memory.add_messages(f"{_NEW} too", [_MESSAGE], create=True),
+            lambda memory, s: memory.add_messages(f"{_new(s)} too", [_MESSAGE], create=True),
             Capability.BATCH,
         ),
     ],

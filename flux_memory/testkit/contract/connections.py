@@ -23,8 +23,11 @@ from flux_memory.testkit.contract.leftovers import (
     assert_as_new,
     assert_reads_are_current,
     cancel_at_turns,
+    good_calls,
+    make_page,
     some_calls,
 )
+from flux_memory.testkit.contract.replies import find_state
 from flux_memory.testkit.contract.routes import Route
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents, gather_outcomes
 
@@ -36,6 +39,8 @@ LOCKED_SECONDS: Final = 1.5
 """The deadline of a call that a stalled client's lock may keep waiting."""
 SENT_SECONDS: Final = 2.0
 """Limit for a request to leave a handle."""
+STALLED: Final = 5
+"""Messages of the batch."""
 STALLS: Final = 6
 """Limit for the exchanges of a batch at which a client stalls."""
 
@@ -202,6 +207,42 @@ class ConnectionsContract(Binding):
             await ledger.add(memory, *(f"batch {n}" for n in range(5)))
         exchanges = min(len([turn for turn in turns if turn.direction == "request"]), STALLS)
         await asyncio.gather(*(check(exchange, store.add_route()) for exchange in range(1, exchanges + 1)))
+
+    @clause(
+        "FM-NET-012",
+        promise="While a client stalls in the middle of a batch, reads of another show it whole or not at all, and "
+        "agree with each other; also after that one has made other calls.",
+        impact="A model answers from messages that are never stored, and the counter disagrees with the history.",
+        needs=Capability.NETWORKED | Capability.OUTAGES | EVERYTHING,
+        away=True,
+    )
+    async def test_a_stalled_batch_is_not_read(self, store: StoreUnderTest) -> None:
+        first, reader = store.add_route(), store.open()
+        memory = store.open_over(first)
+        for call in good_calls(store.capabilities).values():
+            await call(reader, await make_page(memory, 3))
+        batch: Any = [{"role": "user", "content": str(number)} for number in range(STALLED)]
+        session = await memory.create_session()
+        with first.proxy.watch() as turns:
+            await memory.add_messages(session, batch)
+        # One after the other, so that the reads use the connection of the calls before.
+        for exchange in range(1, min(len([turn for turn in turns if turn.direction == "request"]), STALLS) + 1):
+            route = store.add_route()
+            stalled = store.open_over(route)
+            session = await stalled.create_session()
+            await stalled.add_message(session, "user", "first")
+            with route.proxy.watch() as turns, deadline(2 * PATIENT_SECONDS):
+                route.proxy.lose_reply(exchange, "silence")
+                stalling = asyncio.ensure_future(stalled.add_messages(session, batch))
+                await _has_sent(turns, exchange)
+            with deadline(PATIENT_SECONDS):
+                record, history = await find_state(reader, session)
+            assert len(history) in {1, 1 + STALLED}, f"{len(history) - 1} of {STALLED} messages, at exchange {exchange}"
+            assert record is not None
+            assert record["message_count"] == len(history), f"the counter disagrees at exchange {exchange}"
+            route.proxy.heal()
+            await gather_outcomes(stalling)
+            await stalled.close()
 
 
 async def _cancel_held(memory: Memory, route: Route, session: str, calls: Sequence[Call]) -> None:

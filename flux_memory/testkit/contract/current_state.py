@@ -114,9 +114,9 @@ class CurrentStateContract(Binding):
             await change(handles[at % 2])
             # A handle that never asked before has no answer to remember.
             async with store.open() as unbiased:
-                expected = await _answers(unbiased)
-            for memory, whose in zip(handles, ("first", "second"), strict=True):
-                for question, answer in (await _answers(memory)).items():
+                expected, *found = await asyncio.gather(*map(_answers, (unbiased, *handles)))
+            for answers, whose in zip(found, ("first", "second"), strict=True):
+                for question, answer in answers.items():
                     assert same(answer, expected[question]), f"{question} of the {whose} handle, after {name}"
         assert not any(expected.values()), "clear_all left something"
 

@@ -117,7 +117,7 @@ class CutRemovalsContract(Binding):
                 user = f"{kept} {number}"
                 made = await fill(memory, user)
                 reply = await reply_to(cutter.cut(cut, memory.delete_sessions(user_id=user)))
-                states = [await find_state(memory, session) for session in made]
+                states = await together(find_state(memory, session) for session in made)
                 left = [record for record, _ in states if record is not None]
                 for record, history in states:
                     assert contents(history) == ([] if record is None else ["0", "1"]), f"deleted in part: {cut}"

@@ -15,6 +15,8 @@ from flux_memory.testkit.proxy import Break, Direction, Turn
 
 MOST_CUTS: Final = 18
 """Limit for the cuts of one call in the fast profile: a call of many exchanges has more places."""
+MOST_STALLS: Final = 3
+"""The last requests of a call that end in silence: the commit of a transaction, and what is sent before it."""
 PATIENT_SECONDS: Final = 20.0
 """The deadline of a call that is not kept waiting: enough to connect again over any network."""
 SILENT_SECONDS: Final = 0.1
@@ -63,6 +65,8 @@ class Cutter:
         self._thorough = store.thorough
         self._share = share
         self.cuts: Sequence[CutPlace] = ()
+        self.stalls: Sequence[CutPlace] = ()
+        """Silence in the middle of each of the last requests of a call, whatever the profile and the share."""
 
     async def measure(self, call: Awaitable[Any]) -> Any:
         """Make a call without a break, find the places in it, and return its result."""
@@ -71,6 +75,8 @@ class Cutter:
             result = await call
         silent = max(SILENT_SECONDS, SILENT_FACTOR * (time.monotonic() - began))
         found = [cut for cut in _places(turns, silent) if self._silent or cut.how != "silence"]
+        stalls = [cut for cut in found if cut.direction == "request" and cut.how == "silence"]
+        self.stalls = stalls[-MOST_STALLS:]
         # A transaction commits in its last exchange, so each place of that one counts.
         last = len(_REQUEST) + len(_REPLY)
         number, of = self._share

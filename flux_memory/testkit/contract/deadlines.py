@@ -14,7 +14,7 @@ from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import turns_of_the_loop
 from flux_memory.testkit.contract.ledger import LONG_SECONDS, Ledger
-from flux_memory.testkit.contract.outages import RETRY_PAUSE_SECONDS
+from flux_memory.testkit.contract.outages import RETRY_PAUSE_SECONDS, Outage, in_each
 from flux_memory.testkit.contract.pace import stretched
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
@@ -103,7 +103,7 @@ class DeadlinesContract(Binding):
         away=True,
     )
     async def test_refused_during_an_outage(self, store: StoreUnderTest) -> None:
-        for outage in store.outages(lossy=False):
+        async def check(outage: Outage) -> None:
             memory = store.open_through(outage)
             ledgers = [Ledger(await memory.create_session()) for _ in range(3)]
             for warm in (1, CALLS):
@@ -123,6 +123,8 @@ class DeadlinesContract(Binding):
             for ledger in ledgers:
                 await ledger.judge(store)
 
+        await in_each(store.outages(lossy=False), check)
+
     @clause(
         "FM-DLN-004",
         promise="A call ends by its own deadline, regardless of the deadlines of concurrent calls.",
@@ -131,7 +133,7 @@ class DeadlinesContract(Binding):
         away=True,
     )
     async def test_own_deadline(self, store: StoreUnderTest) -> None:
-        for outage in store.outages():
+        async def check(outage: Outage) -> None:
             memory = store.open_through(outage)
             session = await memory.create_session()
             async with outage.away():
@@ -145,6 +147,8 @@ class DeadlinesContract(Binding):
                 f"ended after {OWN_SECONDS} s, beside calls with one of {PATIENT_SECONDS} s"
             )
 
+        await in_each(store.outages(), check)
+
     @clause(
         "FM-DLN-005",
         promise="Once the store returns, new calls are answered, even while calls for other sessions still wait.",
@@ -153,7 +157,7 @@ class DeadlinesContract(Binding):
         away=True,
     )
     async def test_new_calls_after_an_outage(self, store: StoreUnderTest) -> None:
-        for outage in store.outages():
+        async def check(outage: Outage) -> None:
             memory = store.open_through(outage)
             # Concurrently, so that a handle with several connections has opened some.
             sessions, stretch = await stretched(asyncio.gather(*(memory.create_session() for _ in range(4))))
@@ -175,6 +179,8 @@ class DeadlinesContract(Binding):
             await memory.close()
             await own.judge(store)
 
+        await in_each(store.outages(), check)
+
     @clause(
         "FM-DLN-006",
         promise="A cancelled call takes effect by its deadline or never, alone or beside other calls: if it was "
@@ -184,7 +190,7 @@ class DeadlinesContract(Binding):
         away=True,
     )
     async def test_cancelled_during_an_outage(self, store: StoreUnderTest) -> None:
-        for outage in store.outages(lossy=False):
+        async def check(outage: Outage) -> None:
             handles = shared, alone, _ = [store.open_through(outage) for _ in range(3)]
             ledger, other, third = [Ledger(await shared.create_session()) for _ in range(3)]
             assert await ledger.add(alone, "before")
@@ -217,6 +223,8 @@ class DeadlinesContract(Binding):
             for each in (ledger, other, third):
                 await each.judge(store)
 
+        await in_each(store.outages(lossy=False), check)
+
     @clause(
         "FM-DLN-007",
         promise="A close() ends by its own deadline while the store is unreachable, beside calls and an opening "
@@ -226,7 +234,7 @@ class DeadlinesContract(Binding):
         away=True,
     )
     async def test_close_in_an_outage(self, store: StoreUnderTest) -> None:
-        for outage in store.outages():
+        async def check(outage: Outage) -> None:
             used, unused = store.open_through(outage), store.open_through(outage)
             ledger = Ledger(await used.create_session())
             async with outage.away():
@@ -241,6 +249,8 @@ class DeadlinesContract(Binding):
                 f"{outage.name}: close() with a deadline of {SHORT_SECONDS} s had not ended after {OWN_SECONDS} s"
             )
             await ledger.judge(store)
+
+        await in_each(store.outages(), check)
 
 
 def _cancel(tasks: Iterable[asyncio.Task[bool]]) -> None:

@@ -23,6 +23,8 @@ ZONE_SECONDS: Final = 600
 """By how much two clocks may differ; time zones differ by more."""
 PAGE: Final = 60
 """Messages of a history: more than a page has."""
+SECOND: Final = "message 1"
+"""The id of the second message of a page."""
 ODD_TEXT: Final = "é 漢 🎉 \\ ' %s"
 """A text that other character sets and quoting rules change."""
 TURNS: Final = (1, 2, 3, 5, 8, 13)
@@ -85,11 +87,11 @@ class LeftoversContract(Binding):
         if Capability.CLEAR_ALL in store.capabilities:
             memory = store.open()
             await memory.clear_all()
-            await _assert_unchanged(store, memory, other, await _make_page(other), "clear_all")
-        page = await _make_page(other)
+            await _assert_unchanged(store, memory, other, await make_page(other), "clear_all")
+        page = await make_page(other)
         memory = store.open()
-        for name, call in _good_calls(store.capabilities).items():
-            await call(memory, await _make_page(other, 3))
+        for name, call in good_calls(store.capabilities).items():
+            await call(memory, await make_page(other, 3))
             await _assert_unchanged(store, memory, other, page, name)
 
     @clause(
@@ -101,9 +103,9 @@ class LeftoversContract(Binding):
     )
     async def test_damage_leaves_nothing_behind(self, store: StoreUnderTest) -> None:
         writer = store.open()
-        damaged, apart = await _make_page(writer, 3), await writer.create_session("old")
+        damaged, apart = await make_page(writer, 3), await writer.create_session("old")
         await writer.close()
-        await store.corrupt_message(damaged, "message 1")
+        await store.corrupt_message(damaged, SECOND)
         memory, other = store.open(), store.open()
         for title in ("new", "newer"):
             with pytest.raises(FluxMemoryError):
@@ -118,11 +120,12 @@ class LeftoversContract(Binding):
             assert contents(await other.get_history(apart, 1)) == [title], "a write after a damaged row is invisible"
 
 
-def _good_calls(claimed: Capability) -> dict[str, Call]:
+def good_calls(claimed: Capability) -> dict[str, Call]:
     """Return calls that succeed on a session with three messages, by what they do."""
 
     async def page(memory: Memory, session: str) -> None:
-        await memory.get_sessions(5, before=await memory.get_session(session), with_metadata=False)
+        given: dict[str, Any] = {"user_id": ""} if Capability.USER_SCOPE in claimed else {}
+        await memory.get_sessions(5, before=await memory.get_session(session), with_metadata=False, **given)
 
     async def count_feedback(memory: Memory, _: str) -> None:
         await memory.feedback.stats(since=datetime.now(UTC))
@@ -142,11 +145,11 @@ def _good_calls(claimed: Capability) -> dict[str, Call]:
         (Capability.USER_SCOPE, "a user's list", lambda memory, _: memory.get_sessions(5, user_id="")),
         (Capability.METADATA_FILTER, "a filtered list", lambda memory, _: memory.get_sessions(5, metadata={"k": 1})),
         (Capability.LIST_CURSOR, "a page of the list", page),
-        (Capability.MESSAGE_LOOKUP, "get_message", lambda memory, s: memory.get_message(s, "message 1")),
+        (Capability.MESSAGE_LOOKUP, "get_message", lambda memory, s: memory.get_message(s, SECOND)),
         (
             Capability.FORWARD_CURSOR,
             "a page of messages",
-            lambda memory, s: memory.get_history(s, 1, after="message 0"),
+            lambda memory, s: memory.get_history(s, 1, after=SECOND),
         ),
         (Capability.POP, "pop_message", lambda memory, s: memory.pop_message(s)),
         (Capability.FORK, "fork_session", lambda memory, s: memory.fork_session(s)),
@@ -166,7 +169,7 @@ def _good_calls(claimed: Capability) -> dict[str, Call]:
     return {name: call for needed, name, call in found if needed in claimed}
 
 
-async def _make_page(memory: Memory, count: int = PAGE) -> str:
+async def make_page(memory: Memory, count: int = PAGE) -> str:
     """Create a session with a number of messages, and return its id."""
     session = await memory.create_session()
     await memory.add_messages(
@@ -176,7 +179,7 @@ async def _make_page(memory: Memory, count: int = PAGE) -> str:
 
 
 async def _assert_unchanged(store: StoreUnderTest, memory: Memory, other: Memory, page: str, after: str) -> None:
-    """Assert that a handle reads, writes and deletes as another one does; a page is a session made by `_make_page`."""
+    """Assert that a handle reads, writes and deletes as another one does; a page is a session made by `make_page`."""
     await other.update_session_title(page, after)
     record = await memory.get_session(page)
     assert record is not None, f"after {after}, a session is not found"
@@ -184,6 +187,7 @@ async def _assert_unchanged(store: StoreUnderTest, memory: Memory, other: Memory
     assert contents(await memory.get_history(page)) == [f"{ODD_TEXT} {n}" for n in range(PAGE)], f"cut after {after}"
     made = await memory.create_session(ODD_TEXT)
     await memory.add_message(made, ODD_TEXT, ODD_TEXT)
+    assert await memory.get_session(made) == await other.get_session(made), f"two records after {after}"
     await other.add_message(made, "user", "answer")
     seen = await other.get_history(made)
     assert [(row["role"], row["content"]) for row in seen] == [(ODD_TEXT, ODD_TEXT), ("user", "answer")], (

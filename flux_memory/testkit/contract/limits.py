@@ -302,12 +302,13 @@ class LimitsContract(Binding):
         session = await memory.create_session("title")
         await memory.add_message(session, "user", "text")
         before = await memory.get_sessions(), await memory.get_history(session)
-        too_large = _text_of(store.max_content_bytes + 1)
+        # Characters of three bytes, once: their number is found by encoding them.
+        too_large, of_ascii = _text_of(store.max_content_bytes + 1), "x" * (store.max_content_bytes + 1)
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
             "content": lambda: memory.add_message(session, "user", too_large),
-            "role": lambda: memory.add_message(session, too_large, "text"),
-            "title of create_session": lambda: memory.create_session(too_large),
-            "title of update_session_title": lambda: memory.update_session_title(session, too_large),
+            "role": lambda: memory.add_message(session, of_ascii, "text"),
+            "title of create_session": lambda: memory.create_session(of_ascii),
+            "title of update_session_title": lambda: memory.update_session_title(session, of_ascii),
         }
         for name, call in calls.items():
             (answer,) = await gather_outcomes(call())

@@ -121,12 +121,15 @@ async def _use_everywhere(store: StoreUnderTest, memory: Memory, ids: list[str])
         # A retry is recognized by the whole id.
         assert await memory.add_message(session, "user", f"{at} 0", message_id=names[0]) == names[0]
         await memory.update_session_title(session, f"renamed {at}")
-        for number in (1, 3):
+
+        async def read_beside(number: int) -> None:
             assert contents(await memory.get_history(session, before=names[number])) == said[:number]
             if Capability.FORWARD_CURSOR in store.capabilities:
                 assert contents(await memory.get_history(session, after=names[number])) == said[number + 1 :]
+
+        await together(map(read_beside, (1, 3)))
         if Capability.MESSAGE_LOOKUP in store.capabilities:
-            assert [await memory.get_message(session, name) for name in names] == rows
+            assert await together(memory.get_message(session, name) for name in names) == rows
 
     await together(make(at, session) for at, session in enumerate(ids))
     await together(check(at, session) for at, session in enumerate(ids))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import pytest
+
+from flux_memory import ConflictError
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.moments import AGES_DAYS, DECADES
+from flux_memory.testkit.contract.moments import AGES_DAYS, DECADES, require_clock
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.ratings import ids_of
 from flux_memory.testkit.contract.under_test import StoreUnderTest, another_handle
@@ -130,6 +133,7 @@ class ManyRatingsContract(Binding):
                 await memory.feedback.add("s", 1, comment=moment.date().isoformat())
         later = store.open() if Capability.SEVERAL_HANDLES in store.capabilities else memory
         found = await later.feedback.get(None)
+        require_clock([entry["created_at"] for entry in found], now)
         assert [entry["comment"] for entry in found] == [moment.date().isoformat() for moment in reversed(moments)]
         assert [entry["created_at"][:10] for entry in found] == [entry["comment"] for entry in found]
         days = sorted({moment.date().isoformat() for moment in moments})
@@ -137,3 +141,73 @@ class ManyRatingsContract(Binding):
         for at, moment in enumerate(moments):
             counted = (await later.feedback.stats(since=moment.replace(microsecond=0)))["total"]
             assert counted == len(moments) - at, f"since {moment}"
+
+    @clause(
+        "FM-FBK-027",
+        promise="An empty corrected answer is not a missing one, and no part of an entry is taken for another: each is "
+        "returned as given, and one over the other is a `ConflictError`.",
+        impact="An answer that should have been left out is trained on as if nothing was wrong with it.",
+        needs=Capability.FEEDBACK,
+    )
+    async def test_feedback_parts_are_told_apart(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        other = another_handle(store, memory)
+        kinds: list[dict[str, Any]] = [
+            {},
+            {"corrected_answer": ""},
+            {"corrected_answer": " "},
+            {"corrected_answer": "None"},
+            {"comment": " "},
+            {"comment": "None"},
+            {"message_id": "None"},
+            {"message_id": "s"},
+            {"metadata": {"": None}},
+            {"metadata": {"corrected_answer": ""}},
+        ]
+        for at, parts in enumerate(kinds):
+            name = f"kind {at}"
+            await memory.feedback.add("s", 0, feedback_id=name, **parts)
+            (found,) = [entry for entry in await other.feedback.get() if entry["feedback_id"] == name]
+            bare: dict[str, Any] = {"message_id": None, "comment": "", "corrected_answer": None, "metadata": {}}
+            shown: dict[str, Any] = {**found}
+            assert {key: shown[key] for key in bare} == bare | parts
+            for again in kinds:
+                if again == parts:
+                    assert await other.feedback.add("s", 0, feedback_id=name, **again) == name
+                    continue
+                with pytest.raises(ConflictError):
+                    await other.feedback.add("s", 0, feedback_id=name, **again)
+            assert await memory.feedback.get(1, at, session_id="s") != []
+        assert len(await ids_of(memory)) == len(kinds)
+
+    @clause(
+        "FM-FBK-028",
+        promise="Changes of a session leave its feedback and the owner of it as they are: a fork for another user has "
+        "none of it, and a title, a pop or a truncation removes none.",
+        impact="A colleague who was given a copy of a conversation is forgotten, and its author's ratings disappear.",
+        needs=Capability.FEEDBACK
+        | Capability.FORK
+        | Capability.RETENTION
+        | Capability.USER_SCOPE
+        | Capability.BATCH
+        | Capability.MESSAGE_IDS,
+    )
+    async def test_feedback_stays_with_its_session(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session(user_id="ann")
+        ids = await memory.add_messages(session, [{"role": "user", "content": str(at)} for at in range(3)])
+        for rated in (None, *ids):
+            await memory.feedback.add(session, 1, message_id=rated)
+        before = await memory.feedback.get(None)
+        copy = await memory.fork_session(session, user_id="ben")
+        await memory.feedback.add(copy, -1, feedback_id="of the copy")
+        assert await ids_of(memory, session_id=copy) == ["of the copy"]
+        await memory.update_session_title(session, "new")
+        if Capability.POP in store.capabilities:
+            await memory.pop_message(session)
+        if Capability.TRUNCATE in store.capabilities:
+            await memory.update_session(session, truncate_all=True)
+        assert await memory.delete_sessions(user_id="ben") == 1
+        assert await memory.feedback.get(None) == before
+        assert await memory.delete_sessions(user_id="ann") == 1
+        assert await memory.feedback.get(None) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -18,6 +19,9 @@ RESOLUTION: Final = timedelta(seconds=1)
 """How coarse the times of a store may be."""
 NOW_SECONDS: Final = 600
 """Times this near to the present come from a clock that was not set."""
+
+CONNECTIONS: Final = 12
+"""Concurrent calls: more than a handle is likely to have connections."""
 
 AGES_DAYS: Final = (4_000, 400, 40)
 """Ages at which stores commonly expire data."""
@@ -95,7 +99,7 @@ class MomentsContract(Binding):
             await _add(reader, session, 2 if named else 3, named=named)
             await _add(reader, session, 4, named=named)
             assert contents(await reader.get_history(session)) == ["0", "1", "2", *([] if named else ["3"]), "4"]
-        _require_clock([rows[session]["created_at"] for session in sessions[:-1]], now)
+        require_clock([rows[session]["created_at"] for session in sessions[:-1]], now)
 
     @clause(
         "FM-TIM-031",
@@ -117,7 +121,7 @@ class MomentsContract(Binding):
         history = await reader.get_history(long)
         created = [message["created_at"] for message in history]
         rows = await reader.get_sessions()
-        _require_clock(created, datetime.now(UTC))
+        require_clock(created, datetime.now(UTC))
         _check_times(created, DECADES)
         assert contents(history) == [str(moment) for moment in DECADES]
         # The long conversation and the newest session have the same time.
@@ -148,7 +152,7 @@ class MomentsContract(Binding):
                 reader = store.open()
                 rows = await reader.get_sessions()
                 histories = [await reader.get_history(session) for session in sessions]
-            _require_clock([row["created_at"] for row in rows], datetime.now(UTC))
+            require_clock([row["created_at"] for row in rows], datetime.now(UTC))
             assert [row["id"] for row in rows] == sessions[::-1]
             _check_times([row["created_at"] for row in rows[::-1]], CLOCK_CHANGES)
             _check_times([row["updated_at"] for row in rows[::-1]], CLOCK_CHANGES)
@@ -169,7 +173,7 @@ class MomentsContract(Binding):
                 sessions[moment] = await memory.create_session()
         reader = another_handle(store, memory)
         rows = await reader.get_sessions()
-        _require_clock([row["updated_at"] for row in rows], datetime.now(UTC))
+        require_clock([row["updated_at"] for row in rows], datetime.now(UTC))
         expected = [sessions[moment] for moment in sorted(sessions, reverse=True)]
         assert [row["id"] for row in rows] == expected
         assert [(await reader.get_sessions(1, at))[0]["id"] for at in range(len(expected))] == expected
@@ -178,6 +182,25 @@ class MomentsContract(Binding):
             await memory.add_message(oldest, "user", "text")
         assert [row["id"] for row in await reader.get_sessions()] == [oldest, *expected]
 
+    @clause(
+        "FM-TIM-034",
+        promise="A handle has one clock and one time zone, whichever of its connections a call uses: concurrent calls "
+        "write and read the same times as those of another handle.",
+        impact="Under load, every second conversation is hours older than it is, and sinks in the list.",
+        needs=Capability.SESSIONS | Capability.TIMESTAMPS | Capability.SEVERAL_HANDLES,
+    )
+    async def test_connections_agree_on_times(self, store: StoreUnderTest) -> None:
+        memory, other = store.open(), store.open()
+        # The first connection alone, as a handle may set up later ones in another way.
+        made = [await memory.create_session()]
+        made += await asyncio.gather(*(memory.create_session() for _ in range(CONNECTIONS)))
+        ours = await asyncio.gather(*(memory.get_session(session) for session in made))
+        assert list(ours) == [await other.get_session(session) for session in made], "two handles read other times"
+        again = await asyncio.gather(*(memory.get_session(made[0]) for _ in range(CONNECTIONS)))
+        assert list(again) == [ours[0]] * CONNECTIONS, "one handle reads a time differently"
+        times = [datetime.fromisoformat(row["created_at"]) for row in ours if row is not None]
+        assert max(times) - min(times) < timedelta(seconds=NOW_SECONDS), "sessions made at once have other times"
+
 
 async def _add(memory: Memory, session: str, number: int, *, named: bool) -> None:
     """Add a message with this number; with an id of its own it is a retry if it is already stored."""
@@ -185,7 +208,7 @@ async def _add(memory: Memory, session: str, number: int, *, named: bool) -> Non
     await memory.add_message(session, "user", str(number), **given)
 
 
-def _require_clock(texts: Sequence[str], now: datetime) -> None:
+def require_clock(texts: Sequence[str], now: datetime) -> None:
     """Leave the clause unverified if times are those of the present, because the clock was not set."""
     if any(abs((datetime.fromisoformat(text) - now).total_seconds()) < NOW_SECONDS for text in texts):
         unverified(UNSET_CLOCK)

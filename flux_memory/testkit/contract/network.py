@@ -28,7 +28,7 @@ PAGE: Final = 40
 LENGTH: Final = 400
 """Characters of each of them."""
 CLEARINGS: Final = 8
-"""As many cuts of `clear_all`, which no other trial may run beside."""
+"""The last cuts of `clear_all`, which no other trial may run beside, and half as many of those before."""
 SHARES: Final = 4
 """Handles that share the cuts of a call."""
 LISTED: Final = 6
@@ -155,8 +155,11 @@ class NetworkContract(Binding):
                 reply.check(await memory.get_session(session) is None, f"deleted after {cut}")
 
         async def cleared(memory: Memory, cutter: Cutter) -> None:
+            # On a connection that is there already, as for the calls that meet the cuts.
+            await memory.create_session()
             await cutter.measure(memory.clear_all())
-            for cut in choose_cuts(cutter.cuts, CLEARINGS):
+            # A transaction commits in its last exchange.
+            for cut in [*choose_cuts(cutter.cuts[:-CLEARINGS], CLEARINGS // 2), *cutter.cuts[-CLEARINGS:]]:
                 await memory.create_session()
                 reply = await reply_to(cutter.cut(cut, memory.clear_all()))
                 reply.check(await memory.count_sessions() == 0, f"cleared after {cut}")
@@ -228,8 +231,8 @@ async def _adds_meet_cuts(
         ledger = Ledger(await memory.create_session())
         assert await ledger.add(memory, *texts("before"))
         await cutter.measure(ledger.add(memory, *texts("whole")))
-        # Of the last exchange, half the request: what came before it is stored, if the store sends parts.
-        cuts = [cut for cut in cutter.cuts if cut.how == "silence"][-2:-1] if at_the_end else cutter.cuts
+        # In the last requests: what came before is stored, if the store sends parts.
+        cuts = cutter.stalls if at_the_end else cutter.cuts
         for number, cut in enumerate(cuts):
             # Its own deadline would replace the one of the cut.
             await cutter.cut(cut, ledger.add(memory, *texts(f"cut {number}"), within=cut.within))

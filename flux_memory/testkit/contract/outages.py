@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
@@ -24,6 +25,23 @@ class Outage:
     """A context in which no write of such a handle reaches the store; after it, every new call does."""
     loses_connections: bool = False
     """Connections that were open during the outage remain silent after it."""
+    has_own_path: bool = False
+    """Only handles that it opened are away: other outages may be at the same time."""
+
+
+async def in_each(outages: Sequence[Outage], check: Callable[[Outage], Awaitable[None]]) -> None:
+    """Check something in each outage: at the same time in those that have a path of their own, then in the others.
+
+    Raises:
+        BaseException: A check failed.
+    """
+    apart = [outage for outage in outages if outage.has_own_path]
+    for outcome in await asyncio.gather(*map(check, apart), return_exceptions=True):
+        if outcome is not None:
+            raise outcome
+    for outage in outages:
+        if not outage.has_own_path:
+            await check(outage)
 
 
 def network_outages(proxy: Proxy, open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:

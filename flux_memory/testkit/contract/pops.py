@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pytest
@@ -13,10 +14,12 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
+from flux_memory.testkit.contract.clock import UNSET_CLOCK
 from flux_memory.testkit.contract.corpus import NOT_TEXTS, VARIED_MESSAGES, same
 from flux_memory.testkit.contract.limits import NOWHERE
 from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, another_handle, contents
+from flux_memory.testkit.verdicts import unverified
 
 POPS: Final = 24
 """Concurrent pops of one session."""
@@ -226,6 +229,34 @@ class PopsContract(Binding):
         after = await together(_all_of(memory, session) for session in sessions)
         assert (after[0], after[2]) == (before[0], before[2])
         assert after[1][1] == before[1][1][:-1]
+
+    @clause(
+        "FM-POP-008",
+        promise="No time goes back with a pop, even if the clock is set back: neither `updated_at` nor the times of "
+        "messages that are added after it.",
+        impact="A conversation whose last answer was taken back sinks in the list, or is removed as inactive.",
+        needs=Capability.POP | Capability.BATCH | Capability.SESSIONS | Capability.TIMESTAMPS,
+    )
+    async def test_pops_never_go_back_in_time(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        async with store.clock_at(tomorrow):
+            await memory.add_messages(session, numbered(0, 1, 2))
+        times: list[str] = []
+        for _ in range(2):
+            record = await memory.get_session(session)
+            assert record is not None
+            times.append(record["updated_at"])
+            await memory.pop_message(session)
+        await memory.add_message(session, "user", "later")
+        record, history = await _all_of(memory, session)
+        times.append(record["updated_at"])
+        assert times == sorted(times), "a pop sets the time back"
+        said = [row["created_at"] for row in history]
+        assert said == sorted(said), "a message after a pop is older than those before"
+        if times[0] < tomorrow.isoformat(timespec="seconds"):
+            unverified(UNSET_CLOCK)
 
 
 async def _all_of(memory: Memory, session: str) -> tuple[Any, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, NoReturn
 
@@ -26,6 +27,8 @@ _COLD_START_SECONDS: Final = 30.0
 """The deadline of the second call, if nothing refused the first: a store that sleeps may take seconds to start."""
 _PROBE_SECONDS: Final = 10.0
 """Seconds after its deadline at which a call is left to the clauses, which report that it hangs."""
+_NEAR_SECONDS: Final = 0.05
+"""Seconds that a call on a near store takes at most: the clauses make thousands of calls."""
 _METHODS: Final = tuple(name for name, value in vars(Memory).items() if callable(value) and not name.startswith("_"))
 _EMPTY_STORE: Final = (
     "give each clause an empty store of its own, such as a file in tmp_path, or a schema that the fixture drops after "
@@ -46,7 +49,7 @@ class Preflight:
     """
 
     def __init__(self, binding: str) -> None:
-        self._binding = binding
+        self.binding: Final = binding
         self._checks_due = _CHECKS
         self._worked = False
         self._fault: str | None = None
@@ -58,6 +61,8 @@ class Preflight:
         self._test = ""
         self.has_memory_factory = False
         """Whether the fixtures of this test gave a function that opens handles."""
+        self.call_seconds: float | None = None
+        """How long a call on an open handle took; None if none has answered."""
         self.missing: Missing = {}
         """What the memory lacks of its claims, for advice beside the failures of clauses."""
 
@@ -81,7 +86,7 @@ class Preflight:
             reason = f"there is no fixture {error.argname}: define it, or correct the name where it is used"
         if not self._worked:
             self._fault, self._shown_at = reason, self._test
-        return f"{self._binding}: {reason}"
+        return f"{self.binding}: {reason}"
 
     def end(self, *, finished: bool) -> None:
         """End a clause's test. After one that did not run to its end, the next one has to find an empty store again."""
@@ -180,9 +185,10 @@ class Preflight:
                 with deadline(seconds):
                     if not lists:
                         await awaitable("get_history", memory.get_history("preflight"))
+                        await self._time(awaitable("get_history", memory.get_history("preflight")))
                         return []
                     sessions = await awaitable("get_sessions", memory.get_sessions(1))
-                    counted = await awaitable("count_sessions", memory.count_sessions())
+                    counted = await self._time(awaitable("count_sessions", memory.count_sessions()))
         except Exception as error:  # noqa: BLE001 - the clauses report any other error
             if not self._worked and any(map(_is_out_of_reach, _chain(error))):
                 if seconds < _COLD_START_SECONDS and not _is_refused(error):
@@ -196,13 +202,33 @@ class Preflight:
         # A memory that lists or counts what is not there is broken; a store that has sessions does both.
         return sessions if isinstance(sessions, list) and counted else []
 
+    async def _time(self, call: Awaitable[Any]) -> Any:
+        """Await a call on an open handle, and note how long it took."""
+        began = time.monotonic()
+        answer = await call
+        took = time.monotonic() - began
+        self.call_seconds = took if self.call_seconds is None else min(self.call_seconds, took)
+        return answer
+
     def _refuse(self, reason: str, cause: Exception | None = None) -> NoReturn:
         __tracebackhide__ = True
         if self._shown_at in {None, self._test}:
             self._shown_at = self._test
-            raise BindingFault(f"{self._binding}: {reason}", trace=cause is not None) from cause
-        short = f"{self._binding} cannot be used; the error of {self._shown_at} says why"
-        raise BindingFault(short, reason=f"{self._binding}: {reason}")
+            raise BindingFault(f"{self.binding}: {reason}", trace=cause is not None) from cause
+        short = f"{self.binding} cannot be used; the error of {self._shown_at} says why"
+        raise BindingFault(short, reason=f"{self.binding}: {reason}")
+
+
+def advise_on_distance(config: pytest.Config) -> Iterator[str]:
+    """Yield advice on bindings whose store is far away, unless the run already has several processes."""
+    if getattr(config.option, "numprocesses", None):
+        return
+    for preflight in config.stash.get(_PREFLIGHTS, {}).values():
+        if (seconds := preflight.call_seconds or 0) > _NEAR_SECONDS:
+            yield (
+                f"a call of {preflight.binding} took {seconds * 1000:.0f} ms, so the run mostly waits: let several "
+                "processes wait at once, with pip install pytest-xdist and pytest -n 8"
+            )
 
 
 def preflight_of(item: pytest.Item) -> Preflight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any, Final
 
 import pytest
@@ -196,22 +197,25 @@ class RatingsContract(Binding):
                 for rating in (-1, 0, 1):
                     made = await memory.feedback.add(session, rating, message_id=message)
                     added[made] = (session, message, rating)
-        for session_filter in (None, "s", "S", "t"):
-            for message_filter in (None, "m", "M", "n"):
-                for rating_filter in (None, -1, 0, 1):
-                    wanted = (session_filter, message_filter, rating_filter)
-                    expected = {
-                        one
-                        for one, values in added.items()
-                        if all(want in {None, value} for want, value in zip(wanted, values, strict=True))
-                    }
-                    filters = dict(zip(("session_id", "message_id", "rating"), wanted, strict=True))
-                    found = await ids_of(memory, **filters)
-                    assert len(found) == len(expected), filters
-                    assert {*found} == expected, filters
-        for key in NOWHERE:
+
+        async def check(*wanted: object) -> None:
+            expected = {
+                one
+                for one, values in added.items()
+                if all(want in {None, value} for want, value in zip(wanted, values, strict=True))
+            }
+            filters = dict(zip(("session_id", "message_id", "rating"), wanted, strict=True))
+            found = await ids_of(memory, **filters)
+            assert len(found) == len(expected), filters
+            assert {*found} == expected, filters
+
+        async def find_nothing(key: str) -> None:
             assert await memory.feedback.get(session_id=key) == [], f"session {key!r:.50} was found"
             assert await memory.feedback.get(message_id=key) == [], f"message {key!r:.50} was found"
+
+        some = product((None, "s", "S", "t"), (None, "m", "M", "n"), (None, -1, 0, 1))
+        await together(check(*wanted) for wanted in some)
+        await together(map(find_nothing, NOWHERE))
 
     @clause(
         "FM-FBK-008",
@@ -228,12 +232,14 @@ class RatingsContract(Binding):
         assert len(whole) == 60
         assert [entry["feedback_id"] for entry in await memory.feedback.get()] == whole[:50]
         some: list[dict[str, Any]] = [{}, {"rating": 1}, {"session_id": "s", "rating": 0}]
+
+        async def check(filters: dict[str, Any], expected: list[str], size: int, start: int) -> None:
+            page = await memory.feedback.get(size, start, **filters)
+            assert [entry["feedback_id"] for entry in page] == expected[start : start + size]
+
         for filters in some:
             expected = await ids_of(memory, **filters)
-            for size in (1, 7, 60):
-                for start in range(0, 70, size):
-                    page = await memory.feedback.get(size, start, **filters)
-                    assert [entry["feedback_id"] for entry in page] == expected[start : start + size]
+            await together(check(filters, expected, size, start) for size in (1, 7, 60) for start in range(0, 70, size))
         assert [entry["feedback_id"] for entry in await memory.feedback.get(None, 55)] == whole[55:]
         for limit, offset in ((0, 0), (5, 60), (2**64, 2**64)):
             assert await memory.feedback.get(limit, offset) == []

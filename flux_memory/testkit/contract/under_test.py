@@ -206,6 +206,10 @@ class StoreUnderTest:
             unverified(f"read_raw returned {found} of a message; return its {needed!r}, too, decoded from the store")
         return stored
 
+    def agrees(self, capability: Capability, outcome: str) -> bool:
+        """Return whether the outcome for a capability agrees with the claim."""
+        return outcome in ({"works"} if capability in self.capabilities else {"refused", "is not there"})
+
     def found(self, capability: Capability, outcome: str) -> bool:
         """Note the outcome for a capability: `works`, `refused`, `is not there`, or an error.
 
@@ -213,7 +217,7 @@ class StoreUnderTest:
         """
         claimed = capability in self.capabilities
         self.claims.append({"name": capability.words, "claimed": claimed, "outcome": outcome})
-        if outcome in ({"works"} if claimed else {"refused", "is not there"}):
+        if self.agrees(capability, outcome):
             return True
         self._false_claims.append(
             f"{capability.name} is {'' if claimed else 'not '}claimed, and {outcome}: {MEANING[capability]}"

@@ -265,3 +265,25 @@ class CommitsEveryTenThousand(_CommitsParts):
 class CountsMessagesInTwoBytes(_ChangesCounts):
     def change(self, count: Any) -> Any:
         return count % 65_536
+
+
+@caught_by("FM-AMT-010", reference_only=True)
+class ForksFiveThousand(Sound):
+    async def fork_session(self, *args: Any, **given: Any) -> Any:
+        made = await super().fork_session(*args, **given)
+        with self._store.writing() as sessions:
+            del sessions[made]["messages"][5_000:]
+        return made
+
+
+@caught_by("FM-AMT-010", reference_only=True)
+class TruncatesFiveThousand(Sound):
+    async def update_session(self, session_id: Any, *, truncate_from: Any = None, **given: Any) -> Any:
+        with self._store.reading() as sessions:
+            rest = list(sessions[session_id]["messages"]) if session_id in sessions else []
+        updated = await super().update_session(session_id, truncate_from=truncate_from, **given)
+        with self._store.writing() as sessions:
+            kept = sessions[session_id]["messages"]
+            if truncate_from is not None and len(rest) - len(kept) > 5_000:
+                kept += rest[len(kept) + 5_000 :]
+        return updated

@@ -137,3 +137,41 @@ class FeedbackExpires(Sound):
                 if datetime.fromisoformat(entry["created_at"]) < oldest:
                     del entries[key]
         return super().feedback
+
+
+@caught_by("FM-FBK-027", reference_only=True)
+class EmptyCorrectionsAreMissing(Sound):
+    async def add_feedback(self, *args: Any, corrected_answer: Any, **given: Any) -> Any:
+        return await super().add_feedback(*args, corrected_answer=corrected_answer or None, **given)
+
+
+@caught_by("FM-FBK-027", reference_only=True)
+class EmptyCorrectionsAreRetries(Sound):
+    async def add_feedback(self, *args: Any, corrected_answer: Any, feedback_id: Any, **given: Any) -> Any:
+        with self._store.feedback.reading() as entries:
+            stored = entries.get(feedback_id, {"corrected_answer": corrected_answer})["corrected_answer"]
+        same = (stored or None) == (corrected_answer or None)
+        answer = stored if same else corrected_answer
+        return await super().add_feedback(*args, corrected_answer=answer, feedback_id=feedback_id, **given)
+
+
+@caught_by("FM-FBK-028", reference_only=True)
+class ForksTakeFeedbackAlong(Sound):
+    async def fork_session(self, session_id: Any, *, user_id: Any = None, **given: Any) -> Any:
+        made = await super().fork_session(session_id, user_id=user_id, **given)
+        with self._store.feedback.writing() as entries:
+            for entry in entries.values():
+                if user_id is not None and entry["session_id"] == session_id:
+                    entry["user_id"] = user_id
+        return made
+
+
+@caught_by("FM-FBK-028", reference_only=True)
+class PopsTakeTheirFeedback(Sound):
+    async def pop_message(self, *args: Any) -> Any:
+        popped = await super().pop_message(*args)
+        with self._store.feedback.writing() as entries:
+            for key, entry in list(entries.items()):
+                if popped is not None and entry["message_id"] == popped["id"]:
+                    del entries[key]
+        return popped

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -141,3 +142,40 @@ class ListsByCreation(Sound):
         rows = await super().get_sessions(None, **filters)
         rows.sort(key=lambda row: row["id"], reverse=True)
         return rows[offset : offset + limit]
+
+
+class _ConnectsAgain(Sound):
+    """Uses another connection for each call beside others."""
+
+    under_way = 0
+
+    async def connected(self, call: Any) -> tuple[Any, bool]:
+        """Return the result of a call, and whether it was made on the first connection."""
+        first = not self.under_way
+        self.under_way += 1
+        try:
+            await asyncio.sleep(0)
+            return await call, first
+        finally:
+            self.under_way -= 1
+
+
+@caught_by("FM-TIM-034")
+class LaterConnectionsReadInTokyo(_ConnectsAgain):
+    async def get_session(self, *args: Any) -> Any:
+        found, first = await self.connected(super().get_session(*args))
+        return found if first or not found else found | {"created_at": _in_japan(found["created_at"])}
+
+
+@caught_by("FM-TIM-034", reference_only=True)
+class LaterConnectionsWriteInTokyo(_ConnectsAgain):
+    async def create_session(self, *args: Any, **given: Any) -> Any:
+        made, first = await self.connected(super().create_session(*args, **given))
+        with self._store.writing() as sessions:
+            if not first:
+                sessions[made]["created_at"] = _in_japan(sessions[made]["created_at"])
+        return made
+
+
+def _in_japan(moment: str) -> str:
+    return (datetime.fromisoformat(moment) + timedelta(hours=9)).isoformat(timespec="microseconds")

@@ -149,6 +149,14 @@ class LostRecordsAreNone(_GivesUp):
         return None if request["call"] == "get_session" else super()._made_of(request, error)
 
 
+@caught_by("FM-NET-005")
+class UnansweredClearingsAreRefused(Client):
+    def _late(self, request: Request, sent: list[Wire]) -> FluxMemoryError:
+        if request["call"] != "clear_all":
+            return super()._late(request, sent)
+        return BackendUnavailableError("no reply within the deadline; nothing was removed")
+
+
 @caught_by("FM-NET-006")
 class LostCountsAreZero(_GivesUp):
     def _made_of(self, request: Request, error: Exception) -> Any:
@@ -275,3 +283,26 @@ class LockTimeoutsAreAcknowledged(Chatty):
         except BackendUnavailableError:
             await self._set(wire, self.after)
             return [new_id() for _ in request["args"][1]]
+
+
+@caught_by("FM-NET-012")
+class ReadersSeeHalfABatch(Client):
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        batch = list(messages)
+        first = await self.call("add_messages", session_id, batch[: len(batch) // 2])
+        return first + await self.call("add_messages", session_id, batch[len(batch) // 2 :])
+
+
+@caught_by("FM-NET-012")
+class ReadersSeeAnotherCounter(Client):
+    """Counts the messages of a batch in an exchange of its own."""
+
+    async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:
+        made = await self.call("add_messages", session_id, list(messages))
+        self.__dict__.setdefault("counted", set()).add(session_id)
+        return made
+
+    async def get_session(self, session_id: Any) -> Any:
+        found = await self.call("get_session", session_id)
+        counted = session_id in self.__dict__.get("counted", ())
+        return found if counted or not found else found | {"message_count": min(found["message_count"], 1)}

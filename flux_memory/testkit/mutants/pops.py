@@ -298,3 +298,13 @@ class RemembersMisses(Sound):
         if found is None:
             missed.add(args)
         return found
+
+
+@caught_by("FM-POP-008", reference_only=True)
+class PopsTurnBackTheTime(Sound):
+    async def pop_message(self, session_id: Any) -> Any:
+        popped = await super().pop_message(session_id)
+        with self._store.writing() as sessions:
+            if popped is not None:
+                sessions[session_id]["updated_at"] = self._now()
+        return popped

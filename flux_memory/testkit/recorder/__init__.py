@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import reprlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
@@ -128,7 +128,7 @@ class Transcript:
         parts = [(variable, result)]
         if isinstance(result, list):
             parts = [(f"{variable}[{at}]", each) for at, each in enumerate(result)]
-        given = set(_texts_of((call.args, call.kwargs)))
+        given = _texts_of((call.args, call.kwargs), set())
         noted = [self._note(place, each, given) for place, each in parts]
         if any(noted):
             self._variables += 1
@@ -150,15 +150,17 @@ class Transcript:
         return True
 
 
-def _texts_of(value: object) -> Iterator[str]:
+def _texts_of(value: object, found: set[str]) -> set[str]:
+    """Add the texts in a value to those that were found, and return all."""
     if type(value) is str:
-        yield value
+        found.add(value)
     elif isinstance(value, dict):
         for each in value.values():
-            yield from _texts_of(each)
+            _texts_of(each, found)
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _texts_of(each)
+            _texts_of(each, found)
+    return found
 
 
 def _key_of_record(value: object) -> _RecordKey | None:

@@ -78,12 +78,13 @@ class _Nest:
 
 
 _NOTHING: Final = object()
+_SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def freeze(value: Any, path: tuple[int, ...] = ()) -> Any:
     """Return a copy that later changes of the value do not reach."""
     kind = type(value)
-    if value is None or kind in {str, int, float, bool, bytes}:
+    if kind in _SCALARS:
         return value
     if id(value) in path:
         return _Written("(lambda cycle: cycle.append(cycle) or cycle)([])", _NOTHING)
@@ -96,9 +97,13 @@ def freeze(value: Any, path: tuple[int, ...] = ()) -> Any:
 
 
 def _freeze_items(value: Any, path: tuple[int, ...]) -> Any:
+    # Most are scalars, and a batch has ten thousands of them.
     if type(value) is dict:
-        return {freeze(key, path): freeze(item, path) for key, item in value.items()}
-    return type(value)(freeze(item, path) for item in value)
+        return {
+            key if type(key) is str else freeze(key, path): item if type(item) in _SCALARS else freeze(item, path)
+            for key, item in value.items()
+        }
+    return type(value)([item if type(item) in _SCALARS else freeze(item, path) for item in value])
 
 
 def _unnest(value: Any) -> _Nest:

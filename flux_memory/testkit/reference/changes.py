@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -69,7 +68,7 @@ class ReferenceChanges:
             raise InvalidInputError("update_session has nothing to change")
         rows.refuse_contradictions(batch)
         with self._store.writing() as sessions:
-            changed = copy.deepcopy(rows.existing(sessions, key))
+            changed = values.copy_json(rows.existing(sessions, key))
             rows.check_revision(changed, expected)
             if cuts_all:
                 changed["messages"] = []
@@ -112,10 +111,10 @@ class ReferenceChanges:
                 "id": new,
                 "user_id": original["user_id"] if owner is None else owner,
                 "title": original["title"] if new_title is None else new_title,
-                "metadata": copy.deepcopy(original["metadata"]),
+                "metadata": values.copy_json(original["metadata"]),
             }
             forked = rows.new_session(max(self._now(), original["updated_at"]), **given)
-            forked["messages"] = copy.deepcopy(original["messages"][:count])
+            forked["messages"] = values.copy_json(original["messages"][:count])
             sessions[new] = forked
         return new
 

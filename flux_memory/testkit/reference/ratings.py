@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from datetime import datetime
 from typing import Any
 
@@ -175,6 +174,6 @@ def _record(entry: dict[str, Any]) -> FeedbackEntry:
         "rating": entry["rating"],
         "comment": entry["comment"],
         "corrected_answer": entry["corrected_answer"],
-        "metadata": copy.deepcopy(entry["metadata"]),
+        "metadata": values.copy_json(entry["metadata"]),
         "created_at": entry["created_at"],
     }

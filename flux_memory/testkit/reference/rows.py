@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -91,7 +90,7 @@ def session_record(state: dict[str, Any]) -> Session:
         "title": state["title"],
         "created_at": state["created_at"],
         "updated_at": state["updated_at"],
-        "metadata": copy.deepcopy(state["metadata"]),
+        "metadata": values.copy_json(state["metadata"]),
         "message_count": len(state["messages"]),
         "revision": state["revision"],
     }
@@ -105,7 +104,7 @@ def message_record(stored: dict[str, Any]) -> Message:
         "id": stored["id"],
         "role": stored["role"],
         "content": stored["content"],
-        "metadata": copy.deepcopy(stored["metadata"]),
+        "metadata": values.copy_json(stored["metadata"]),
         "created_at": stored["created_at"],
     }
 

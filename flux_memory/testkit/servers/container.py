@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from flux_memory.testkit.servers.ownership import is_dead
 from flux_memory.testkit.servers.running import NotAnswered, ServerUnavailable, Wishes
 from flux_memory.testkit.servers.statements import Statements
+from flux_memory.testkit.servers.verifiers import make_verifier
 
 _OWNER_LABEL: Final = "flux-memory.owner"
 _ROLE: Final = "postgres"
@@ -89,6 +90,8 @@ def _start(wishes: Wishes, mark: str) -> ContainerServer:
         host = "127.0.0.1" if loopback else container.get_container_host_ip()
         dsn = f"postgresql://{_ROLE}:{password}@{host}:{container.get_exposed_port(_PORT)}/{_ROLE}"
         _wait_until_ready(container, dsn)
+        with closing(Statements(own_server=True)) as statements:
+            statements.execute(dsn, f"ALTER ROLE {_ROLE} PASSWORD '{make_verifier(password)}'")
         return ContainerServer(dsn, f"Docker, {image}", container.get_container_id())
     except BaseException as error:
         with suppress(Exception):

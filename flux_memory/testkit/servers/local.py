@@ -30,6 +30,7 @@ from flux_memory.testkit.servers.ownership import is_running
 from flux_memory.testkit.servers.roles import quote_name
 from flux_memory.testkit.servers.running import ServerUnavailable, Wishes, unavailable_if_failing
 from flux_memory.testkit.servers.statements import Statements
+from flux_memory.testkit.servers.verifiers import make_verifier
 
 _ROLE: Final = "postgres"
 _START_SECONDS: Final = 60.0
@@ -178,7 +179,7 @@ def _initialise(archive: ClusterArchive | None, binaries: Binaries, account: Acc
 def _change_password(port: int, old: str, new: str) -> None:
     """Give the role a password of this server's own: all clusters from one archive begin with the same one."""
     with unavailable_if_failing("the server does not answer"), closing(Statements(own_server=True)) as statements:
-        statements.execute(_dsn(port, old), f"ALTER ROLE {_ROLE} PASSWORD '{new}'")
+        statements.execute(_dsn(port, old), f"ALTER ROLE {_ROLE} PASSWORD '{make_verifier(new)}'")
 
 
 def _dsn(port: int, password: str) -> str:

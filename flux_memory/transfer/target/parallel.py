@@ -10,7 +10,8 @@ from typing import Any
 from flux_memory.dsn import SecretText
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.rows.spool import Spool
-from flux_memory.transfer.target.merge import BATCH_BYTES, MergeResult
+from flux_memory.transfer.target.merge import BATCH_BYTES
+from flux_memory.transfer.target.merge_result import MergeResult
 from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.server import open_connection
 from flux_memory.transfer.target.transfer_path import TransferPath

@@ -28,10 +28,8 @@ INSERT INTO feedback (
 SELECT
     id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata::jsonb, created_at::timestamp
 FROM item
-/* where */
 ON CONFLICT (id) DO NOTHING
 """  # noqa: S608 - constants of ours
-NOT_MOVED: Final = "WHERE NOT EXISTS (SELECT 1 FROM flux_memory_moved_feedback WHERE feedback_id = item.id)"
 # Deleted entries stay in the record, so it refers to no other table.
 CREATE_RECORD: Final = "CREATE TABLE flux_memory_moved_feedback (feedback_id TEXT NOT NULL PRIMARY KEY)"
 SELECT_GIVE_TO_OWNER: Final = """
@@ -58,7 +56,6 @@ COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback"
 DELETE_FEEDBACK: Final = "DELETE FROM feedback"
 SELECT_DIGESTS: Final = f'SELECT id, {FEEDBACK_DIGEST} FROM feedback ORDER BY id COLLATE "C"'  # noqa: S608 - constants of ours
 
-_WHERE: Final = "/* where */"
 _PAGE_ROWS: Final = 1_000
 
 
@@ -95,16 +92,18 @@ async def load_feedback(
         most: The number of batches; `None` means all.
     """
     added = 0
-    sql = INSERT_FEEDBACK.replace(_WHERE, NOT_MOVED if recorded and not restores_deleted else "")
     for number, batch in enumerate(spool.batches()):
         if number == most:
             break
-        rows = as_json(batch)
         async with write_transaction(connection):
-            status: str = await connection.execute(sql, rows)
+            wanted = batch
+            if recorded and not restores_deleted:
+                moved = await _recorded(connection, [row.id for row in batch])
+                wanted = [row for row in batch if row.id not in moved]
+            status: str = await connection.execute(INSERT_FEEDBACK, as_json(wanted))
             added += int(status.rpartition(" ")[2])
             if recorded:
-                await connection.execute(RECORD_IDS, rows)
+                await connection.execute(RECORD_IDS, as_json(batch))
     return added
 
 

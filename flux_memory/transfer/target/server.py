@@ -18,7 +18,8 @@ from flux_memory.dsn import SecretText, parse_dsn
 from flux_memory.errors import MigrationError, SchemaError
 from flux_memory.schema import missing_steps
 from flux_memory.schema import postgres as schema
-from flux_memory.schema.postgres.tables import IS_OURS, WITH_RECORD, find_tables
+from flux_memory.schema.postgres.tables import WITH_RECORD, find_tables
+from flux_memory.transfer.target.rights import refuse_without_reading, refuse_without_record, refuse_without_rights
 from flux_memory.transfer.target.watchdog import guard
 
 # The connection is idle while the source is read. It runs before pg_catalog is known to be searched first, so each name
@@ -45,17 +46,6 @@ SELECT
     pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean,
     quote_ident(current_schema()::text)
 """
-# Tables of an earlier version have no details; only their owner upgrades them.
-MAY_READ: Final = f"""
-SELECT bool_and(has_table_privilege(oid, 'SELECT'))
-FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
-"""  # noqa: S608 - constants of ours
-MAY_WRITE: Final = f"""
-SELECT bool_and(has_table_privilege(oid, 'INSERT')) AND has_table_privilege('sessions', 'UPDATE')
-FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
-"""  # noqa: S608 - constants of ours
 # The catalogue, not to_regclass(), for the reason given in `flux_memory.schema.postgres`.
 HAS_RECORD: Final = """
 SELECT count(*) = 2
@@ -66,29 +56,7 @@ MAY_READ_RECORD: Final = """
 SELECT has_table_privilege('flux_memory_moves', 'SELECT')
     AND has_table_privilege('flux_memory_moved_sessions', 'SELECT')
 """
-# NULL if there is no record.
-MAY_USE_RECORD: Final = """
-SELECT bool_and(has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT'))
-FROM pg_class
-WHERE relname IN ('flux_memory_moves', 'flux_memory_moved_sessions', 'flux_memory_moved_feedback')
-    AND pg_table_is_visible(oid)
-"""
 DROP_RECORD: Final = "DROP TABLE IF EXISTS flux_memory_moved_feedback, flux_memory_moved_sessions, flux_memory_moves"
-# `merge` stages rows in temporary tables. `load` needs none: it fills empty tables that the role owns.
-NEEDS_TEMPORARY: Final = """
-SELECT quote_ident(current_database()::text)
-WHERE NOT has_database_privilege(current_database()::text, 'TEMPORARY')
-    AND (
-        EXISTS (SELECT 1 FROM sessions)
-        OR EXISTS (SELECT 1 FROM messages)
-        OR EXISTS (
-            SELECT 1 FROM pg_class
-            WHERE relname IN ('sessions', 'session_details', 'messages')
-                AND pg_table_is_visible(oid)
-                AND NOT pg_has_role(relowner, 'USAGE')
-        )
-    )
-"""
 # Times in the text form of the records.
 SELECT_SESSIONS: Final = """
 SELECT
@@ -200,14 +168,7 @@ async def inspect_target(connection: Any, *, for_reading: bool = False, replaces
 async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Target:
     # First: until then, pg_catalog may not be the first schema that is searched.
     state = await schema.inspect(connection, WITH_RECORD, for_reading=for_reading)
-    is_distributed = state.has_citus and await connection.fetchval(IS_DISTRIBUTED)
-    if is_distributed:
-        await find_distribution(connection)
-    if is_distributed and not await connection.fetchval(IS_COORDINATOR):
-        raise SchemaError(
-            "this server is a worker of a Citus cluster, and a migration reads and writes through the coordinator; "
-            "give the coordinator's DSN"
-        )
+    is_distributed = state.has_citus and await _find_cluster(connection)
     await check_encoding(connection)
     version = await connection.fetchval(SELECT_VERSION)
     can_create, read_only, schema_name = await connection.fetchrow(SELECT_RIGHTS)
@@ -232,17 +193,13 @@ async def _inspect(connection: Any, *, for_reading: bool, replaces: bool) -> Tar
         )
     sessions = messages = 0
     if all(has_tables):
-        if not await connection.fetchval(MAY_READ):
-            raise SchemaError(
-                "the role may not read the target's tables; GRANT SELECT ON sessions, session_details, messages, "
-                "feedback to it"
-            )
+        await refuse_without_reading(connection)
         if not for_reading:
-            await _refuse_without_rights(connection, replaces=replaces)
+            await refuse_without_rights(connection, replaces=replaces)
         sessions = await connection.fetchval("SELECT count(*) FROM sessions")
         messages = await connection.fetchval("SELECT count(*) FROM messages")
         if not for_reading:
-            await _refuse_without_record(connection)
+            await refuse_without_record(connection)
     return Target(version, state.original > 0, sessions, messages, all(has_tables), is_distributed)
 
 
@@ -260,26 +217,17 @@ def refuse_distributed(target: Target) -> None:
         )
 
 
-async def _refuse_without_rights(connection: Any, *, replaces: bool) -> None:
-    if not await connection.fetchval(MAY_WRITE):
+async def _find_cluster(connection: Any) -> bool:
+    """Return whether the tables are distributed; refuse a connection to a worker, which has no record of moves."""
+    if not await connection.fetchval(IS_DISTRIBUTED):
+        return False
+    await find_distribution(connection)
+    if not await connection.fetchval(IS_COORDINATOR):
         raise SchemaError(
-            "the role may not write to the target's tables; GRANT INSERT ON sessions, session_details, messages, "
-            "feedback and UPDATE ON sessions to it, or let their owner run the migration"
+            "this server is a worker of a Citus cluster, and a migration reads and writes through the coordinator; "
+            "give the coordinator's DSN"
         )
-    if not replaces and (database := await connection.fetchval(NEEDS_TEMPORARY)) is not None:
-        raise SchemaError(
-            "the role may not create temporary tables, by which rows join those that are there; GRANT TEMPORARY ON "
-            f"DATABASE {database} to it"
-        )
-
-
-async def _refuse_without_record(connection: Any) -> None:
-    if await connection.fetchval(MAY_USE_RECORD) is False:
-        raise SchemaError(
-            "the role may not use the target's record of moves, which tells what was deleted since; GRANT SELECT, "
-            "INSERT ON flux_memory_moves, flux_memory_moved_sessions, flux_memory_moved_feedback to it, or let their "
-            "owner run the migration"
-        )
+    return True
 
 
 async def prepare_schema(connection: Any) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.rows.spool import Batch
-from flux_memory.transfer.target.merge import MergeResult, merge
+from flux_memory.transfer.target.merge import merge
+from flux_memory.transfer.target.merge_result import MergeResult
 from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.server import make_durable, read_transaction
 

@@ -14,10 +14,11 @@ from typing import Any, Final, NamedTuple, overload
 from zlib import crc32
 
 from flux_memory.backends.deadlines import seconds_for
+from flux_memory.backends.observation import Observers, name_server
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.replicas.bookmarks import Bookmarks
 from flux_memory.backends.postgres.replicas.log import FLUSHED, PrimaryLog
-from flux_memory.backends.postgres.replicas.replica import Replica
+from flux_memory.backends.postgres.replicas.replica import Replica, show_address
 from flux_memory.backends.postgres.retry import RetryingExecutor
 from flux_memory.dsn import Dsn, parse_dsn
 from flux_memory.errors import InvalidInputError
@@ -59,6 +60,8 @@ class ReplicaOptions(NamedTuple):
     timeout: float
     """The deadline of a call in seconds."""
     bookmarks: Bookmarks
+    observers: dict[str, Observers]
+    """The observers of each replica's connections, by its host and port."""
 
 
 def choose_replicas(
@@ -82,7 +85,11 @@ def choose_replicas(
         target = parse_dsn(dsn)
     except InvalidInputError as error:
         raise type(error)(f"replica_dsn: {error}") from None
-    return ReplicaOptions(target, max_size, max_lag, timeout, Bookmarks(max_lag))
+    observers = {
+        show_address(address): Observers(name_server(target._replace(addresses=(address,))))
+        for address in target.addresses
+    }
+    return ReplicaOptions(target, max_size, max_lag, timeout, Bookmarks(max_lag), observers)
 
 
 def check_lag(value: object) -> float:
@@ -115,7 +122,8 @@ class ReplicaReads:
         self._log = PrimaryLog(executor)
         target = options.target
         self.replicas: Final = [
-            Replica(target._replace(addresses=(address,)), options.max_size) for address in target.addresses
+            Replica(target._replace(addresses=(address,)), options.max_size, options.observers[show_address(address)])
+            for address in target.addresses
         ]
         # Listings of different handles use different replicas.
         self._offset = random.randrange(len(self.replicas))  # noqa: S311 - no secret

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 import asyncpg
 
+from flux_memory.backends.observation import Observers, name_server
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, fatal_error, message_of
 from flux_memory.backends.postgres.one_server import ONE_SERVER
@@ -55,8 +56,8 @@ class _PromotedError(Exception):
 class _ReplicaPool(OwnPool):
     """Connections to one replica. An attempt to connect that fails ends the call, which then goes to the primary."""
 
-    def __init__(self, target: Dsn, max_size: int) -> None:
-        super().__init__(target, 0, max_size, _CONNECT_SECONDS)
+    def __init__(self, target: Dsn, max_size: int, observers: Observers) -> None:
+        super().__init__(target, 0, max_size, _CONNECT_SECONDS, observers)
         self._tries_again = False
 
     def abort(self) -> None:
@@ -74,16 +75,18 @@ class Replica:
     Args:
         target: The DSN, with this host alone.
         max_size: The largest number of connections for reads.
+        observers: The observers of its connections; `None` for a look of its own.
     """
 
-    def __init__(self, target: Dsn, max_size: int) -> None:
+    def __init__(self, target: Dsn, max_size: int, observers: Observers | None = None) -> None:
         # Each host is judged by its own answers.
         arguments = {"timeout": _CONNECT_SECONDS, **target.arguments, "target_session_attrs": "any"}
         target = target._replace(arguments=arguments)
-        ((host, port),) = target.addresses
-        self.shown: Final = f"{host}:{port}"
-        self._pool = _ReplicaPool(target, max_size)
-        self._looking = _ReplicaPool(target, 1)
+        (address,) = target.addresses
+        self.shown: Final = show_address(address)
+        observers = observers or Observers(name_server(target))
+        self._pool = _ReplicaPool(target, max_size, observers)
+        self._looking = _ReplicaPool(target, 1, observers)
         """Its connection is always free to find out that those of the pool hang."""
         self._reads = RetryingExecutor(self._pool, ONE_SERVER, retries=False)
         self._looks = RetryingExecutor(self._looking, ONE_SERVER, retries=False)
@@ -222,6 +225,12 @@ class Replica:
         if replayed is None or replayed < 0:
             raise _PromotedError
         self.replayed = max(self.replayed, replayed)
+
+
+def show_address(address: tuple[str, int]) -> str:
+    """Return the name of a replica: its host and port."""
+    host, port = address
+    return f"{host}:{port}"
 
 
 def _is_refusal(error: Exception) -> bool:

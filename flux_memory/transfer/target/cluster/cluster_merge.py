@@ -1,8 +1,8 @@
 """Merges rows into distributed tables that have rows: each commit has the sessions of one shard, and is one server's.
 
 Locking, comparing and adding are those of `merge`. Rows that are stored are copied to temporary tables beside the
-staged ones, since Citus does not join both, or sends the staged rows to all servers. Each statement on the distributed tables
-names the sessions as one parameter, from which Citus finds the shard: a cast of the parameter would hide it.
+staged ones, since Citus does not join both, or sends the staged rows to all servers. Each statement on the distributed
+tables names the sessions as one parameter, from which Citus finds the shard: a cast of the parameter would hide it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from flux_memory.transfer.target.merge import (
     COMMIT_WITHOUT_WAITING,
     CREATE_STAGING,
     RECORD_SESSIONS,
-    MergeResult,
     commit,
     copy_rows,
     count_rows,
     create_staging,
 )
+from flux_memory.transfer.target.merge_result import MergeResult
 from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.server import WRITING
 
