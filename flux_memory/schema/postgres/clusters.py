@@ -15,7 +15,7 @@ SELECT
         SELECT 1
         FROM pg_dist_partition
         JOIN pg_class ON pg_class.oid = logicalrelid::oid
-        WHERE relname = 'sessions' AND pg_table_is_visible(pg_class.oid)
+        WHERE relname = 'sessions' AND pg_table_is_visible(pg_class.oid) AND partmethod = 'h'
     )
 """
 DISTRIBUTE: Final = "run flux-memory distribute with the coordinator's DSN as the owner of the tables, then retry"
