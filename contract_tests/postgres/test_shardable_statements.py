@@ -44,8 +44,8 @@ UNSHARDED: Final = {
         "transfer.target.server.TRANSACTION_SETTINGS",
     },
 }
-"""Statements that only a database on one server runs: of many sessions at once, of migrations, and of upgrades. Those of
-a migration of a cluster lock sessions of one shard, and several statements at once are for the coordinator alone."""
+"""Statements that only a database on one server runs: of many sessions at once, of migrations, and of upgrades. A
+migration of a cluster locks sessions of one shard, and sends several statements at once to the coordinator alone."""
 RESET: Final = """SELECT pg_advisory_unlock_all();
 CLOSE ALL;
 UNLISTEN *;

@@ -1,4 +1,4 @@
-"""Tests that a schema file makes the same tables as a whole and by single commands, which a distributed schema needs."""
+"""Tests that a schema file makes the same tables as a whole and by single commands, for a distributed schema."""
 
 from __future__ import annotations
 
