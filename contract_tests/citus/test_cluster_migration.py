@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 from cluster_stores import COORDINATOR, WORKER, in_schema
 from original_application import make_file_with_data
-from raw_postgres import connect, execute, fetch_rows, with_parameter
+from raw_postgres import execute, fetch_rows, with_parameter
 from transfer_memories import (
     FORGET,
     Trigger,
@@ -322,16 +322,3 @@ async def test_a_batch_is_committed_on_one_server(path: Path, emptied: str, monk
     prepared = [text.rpartition("_")[0] for text in sent if "issuing PREPARE TRANSACTION" in text]
     assert len(prepared) > 10
     assert len(set(prepared)) == len(prepared)
-
-
-@pytest.mark.asyncio
-async def test_the_first_use_in_a_distributed_schema_creates_the_tables(on_one_worker: str) -> None:
-    """Citus passes the text of a command on to a worker, which takes one at a time."""
-    dsn = in_schema(COORDINATOR, on_one_worker)
-    async with PostgresConversationMemory(dsn) as memory:
-        await memory.add_message("first use", "user", "Hello", create=True)
-        assert [message["content"] for message in await memory.get_history("first use")] == ["Hello"]
-        await memory.delete_session("first use")
-    async with connect(dsn) as connection:
-        placed = "SELECT count(*) FROM pg_dist_partition WHERE logicalrelid = 'sessions'::regclass AND colocationid > 0"
-        assert await connection.fetchval(placed) == 1

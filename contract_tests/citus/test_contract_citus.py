@@ -1,14 +1,16 @@
-"""Runs the contract on a Citus cluster, through the coordinator and through a worker."""
+"""Runs the contract on a Citus cluster: through the coordinator, through a worker, in a schema on one worker."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Final
 
 import pytest
 from bound_stores import Corrupt, ReadRaw, make_postgres_corrupter, make_postgres_reader
-from cluster_stores import COORDINATOR, WORKER, in_schema, make_cluster_clock, make_cluster_outages
+from cluster_stores import COORDINATOR, WORKER, empty, in_schema, make_cluster_clock, make_cluster_outages
+from transfer_memories import make_tables
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit import MemoryContract, Proxied
@@ -60,3 +62,15 @@ class TestCitusCoordinator(MemoryContract):
 class TestCitusWorker(TestCitusCoordinator):
     backend = "Citus through a worker"
     server = WORKER
+
+
+class TestCitusSchema(TestCitusCoordinator):
+    backend = "Citus, a schema on one worker"
+
+    @pytest.fixture
+    def dsn(self, on_one_worker: str) -> str:
+        """The tables of a schema that is distributed as a whole."""
+        dsn = in_schema(COORDINATOR, on_one_worker)
+        make_tables(dsn)
+        asyncio.run(empty(dsn))
+        return dsn

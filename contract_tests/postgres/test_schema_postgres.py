@@ -134,9 +134,7 @@ async def test_a_database_that_cannot_be_adopted_is_refused_and_left_alone(
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("hide", ["ALTER TABLE flux_memory_schema SET SCHEMA hidden", "DROP TABLE flux_memory_schema"])
-async def test_tables_without_their_version_are_not_taken_for_the_originals(
-    flux_empty_database: str, hide: str
-) -> None:
+async def test_tables_without_a_version_are_not_the_originals(flux_empty_database: str, hide: str) -> None:
     """Advice to use another database would leave the memory's rows behind."""
     async with PostgresConversationMemory(flux_empty_database) as memory:
         await memory.create_session()

@@ -58,6 +58,14 @@ SELECT
     quote_ident(current_user::text),
     coalesce(has_schema_privilege(current_schema()::text, 'CREATE'::text), FALSE)
 """
+# A table of a schema that is distributed as a whole has no distribution column.
+SELECT_WHOLE_SCHEMA: Final = """
+SELECT quote_literal(nspname::text)
+FROM pg_class
+JOIN pg_namespace ON pg_namespace.oid = relnamespace
+JOIN pg_dist_partition ON logicalrelid::oid = pg_class.oid
+WHERE relname = 'sessions' AND pg_table_is_visible(pg_class.oid) AND partmethod = 'n' AND colocationid > 0
+"""
 COUNT_ROWS: Final = "SELECT count(*) FROM {table}"
 # A sum does not depend on the order, and each server adds up its own rows.
 SELECT_DIGEST: Final = """
@@ -178,7 +186,7 @@ async def distribute(dsn: str, *, dry_run: bool = False, notify: Callable[[str],
 
 
 async def _refuse_without_cluster(connection: Any) -> None:
-    """Raise `SchemaError` unless the connection is to the coordinator of a cluster with workers."""
+    """Raise `SchemaError` unless a coordinator with workers may distribute the tables by session."""
     _, citus = await connection.fetchrow(SELECT_SERVER)
     if citus is None:
         raise SchemaError(
@@ -195,6 +203,11 @@ async def _refuse_without_cluster(connection: Any) -> None:
         raise SchemaError("this server is a worker; connect to the coordinator")
     if not workers:
         raise SchemaError("the cluster has no worker; run SELECT citus_add_node('worker', 5432), then retry")
+    if (name := await connection.fetchval(SELECT_WHOLE_SCHEMA)) is not None:
+        raise SchemaError(
+            f"the schema {name} is distributed as a whole, so its sessions are together on one worker; to distribute "
+            f"them by session instead, run SELECT citus_schema_undistribute({name}), then retry"
+        )
 
 
 async def _plan(connection: Any) -> Distribution:
