@@ -26,7 +26,6 @@ import pytest
 BINDING: Final = """
 import pytest
 from flux_memory.testkit import MemoryContract, ReferenceMemory, ReferenceStore
-import flux_memory.testkit.evidence.files, flux_memory.testkit.evidence.table
 
 class TestBinding(MemoryContract):
     @pytest.fixture
@@ -72,8 +71,15 @@ class _Parent:
     """The process that forks, seen from the tests."""
 
     def __init__(self) -> None:
+        # The first test that needs it may have set variables of pytest, and its directory is not ours.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parent,
         )
 
     def ask(self, request: dict[str, Any]) -> int:
