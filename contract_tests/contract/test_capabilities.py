@@ -76,8 +76,7 @@ def run_binding(
 ) -> pytest.RunResult:
     """Run a binding of the contract in a separate project."""
     pytester.makepyfile(BINDING.format(above=above, within=within, memory=memory))
-    options = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
-    return run_forked(pytester, *options, *args)
+    return run_forked(pytester, "-pno:cacheprovider", "-oasyncio_default_fixture_loop_scope=function", *args)
 
 
 def read_outcome(pytester: pytest.Pytester, clause_id: str) -> dict[str, str]:

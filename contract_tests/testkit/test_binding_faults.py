@@ -340,8 +340,7 @@ def test_a_fault_of_an_optional_fixture_ends_only_the_clauses_that_use_it(pytest
             items.reverse()
         """
     )
-    names = "FM-ORD-001 or FM-TXT-030 or FM-TIM-003 or FM-CAP-004"
-    result = run_forked(pytester, *PLAIN[:-2], "-k", names)
+    result = run_forked(pytester, *PLAIN[:-2], "-k", "FM-ORD-001 or FM-TXT-030 or FM-TIM-003 or FM-CAP-004")
     printed = result.stdout.str()
     evidence = read_run(pytester)
     for name, said in LATE_SAID.items():

@@ -210,10 +210,7 @@ class _Migration:
                 found = await self._compare(connection, source_ids, Forecast())
                 only_loaded = not (found.target_sessions or found.target_messages)
             whole = await load_first(
-                connection,
-                first,
-                record,
-                self._path,
+                *(connection, first, record, self._path),
                 replaces=plan.replace,
                 restores_deleted=plan.restore_deleted,
                 watcher=self._watcher,
