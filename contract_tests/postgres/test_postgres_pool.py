@@ -15,7 +15,7 @@ from flux_memory import PostgresConversationMemory
 from flux_memory.backends.postgres import pool as postgres_pool
 from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.dsn import parse_dsn
-from flux_memory.errors import FluxMemoryError, MemoryClosedError
+from flux_memory.errors import BackendUnavailableError, FluxMemoryError, MemoryClosedError
 
 
 @pytest_asyncio.fixture(params=["own", "borrowed"])
@@ -43,6 +43,24 @@ async def test_rolled_back_adds_are_retried_a_bounded_number_of_times(
     with pytest.raises(FluxMemoryError, match="duplicate key value violates unique constraint"):
         await memory.add_message(session, "user", "second")
     assert await fetch_rows(flux_memory_postgres_dsn, "SELECT content FROM messages") == [("first",)]
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_is_dropped_between_two_steps_of_the_driver_is_lost(
+    flux_memory_postgres_dsn: str,
+) -> None:
+    """The driver then reads what it cleared: the error must be the library's."""
+    async with PostgresConversationMemory(flux_memory_postgres_dsn) as memory:
+        await memory.ping()
+
+        async def drop(connection: Any) -> None:
+            connection.terminate()
+            await connection._do_execute("SELECT 1", lambda *_: None, None)
+
+        state = CallState(writes=False)
+        with pytest.raises(BackendUnavailableError, match="AttributeError in the driver"):
+            await memory._run(state, lambda store: store.executor.run(state, drop), 0.3)
+        await memory.ping()
 
 
 @pytest.mark.asyncio

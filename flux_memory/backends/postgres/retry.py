@@ -139,8 +139,9 @@ class RetryingExecutor:
                     self._give_up(connection)
                     raise
                 tried += 1
-                if not await self._runs_again(observer, connection, error, tried):
-                    raise
+                failure = _name_failure(error, connection)
+                if not await self._runs_again(observer, connection, failure, tried):
+                    raise failure from failure.__cause__
             except BaseException:
                 self._give_up(connection)
                 raise
@@ -229,6 +230,16 @@ class RetryingExecutor:
             # A network that drops packets would hide the cancellation from both sides for ever.
             terminate(connection)
         self._pool.put_back(connection)
+
+
+def _name_failure(error: Exception, connection: Any) -> Exception:
+    """Return the error of a statement, or the driver's own kind for one that the driver did not mean to raise."""
+    if not isinstance(error, AttributeError) or not is_closed(connection):
+        return error
+    # asyncpg reads what it cleared, if a connection is dropped between two of its steps.
+    failure: Exception = asyncpg.InternalClientError(f"AttributeError in the driver: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 async def _wait_until_idle(connection: Any) -> None:
