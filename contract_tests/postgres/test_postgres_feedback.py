@@ -12,7 +12,7 @@ from waiting import wait_until
 from flux_memory import ConflictError, PostgresConversationMemory, SchemaError
 from flux_memory.health import check_postgres
 from flux_memory.records import check_new_feedback
-from flux_memory.records.ratings import DatedFeedback, Stored
+from flux_memory.records.ratings import DatedFeedback, ImportOutcome
 
 IN_CHAT = "?options=-csearch_path%3Dchat,public"
 
@@ -231,7 +231,7 @@ async def test_a_trigger_that_drops_an_entry_is_an_error(flux_empty_database: st
         # The handle goes on.
         await execute(flux_empty_database, "DROP TRIGGER drops ON feedback")
         assert await memory.feedback.add("s", 1, feedback_id="f") == "f"
-        assert await memory.feedback.add_dated([entry("f"), entry("g")]) == [Stored.PRESENT, Stored.ADDED]
+        assert await memory.feedback.add_dated([entry("f"), entry("g")]) == [ImportOutcome.PRESENT, ImportOutcome.ADDED]
 
 
 @pytest.mark.asyncio
@@ -250,7 +250,7 @@ async def test_an_entry_that_a_policy_hides_keeps_its_id(flux_empty_database: st
     async with create_role(dsn, grants=(grant,)) as limited, PostgresConversationMemory(limited) as memory:
         with pytest.raises(ConflictError, match="other feedback has the id 'f'"):
             await memory.feedback.add("s", 1, feedback_id="f")
-        assert await memory.feedback.add_dated([entry("g"), entry("f")]) == [Stored.ADDED, Stored.TAKEN]
+        assert await memory.feedback.add_dated([entry("g"), entry("f")]) == [ImportOutcome.ADDED, ImportOutcome.TAKEN]
 
 
 @pytest.mark.asyncio
@@ -273,6 +273,6 @@ async def test_an_erasure_waits_for_an_import_under_way(flux_memory_postgres_dsn
                 break
         assert not erasing.done()
         await transaction.rollback()
-        assert await importing == [Stored.ADDED] * 3
+        assert await importing == [ImportOutcome.ADDED] * 3
         assert await erasing == 1
         assert await memory.feedback.get() == []

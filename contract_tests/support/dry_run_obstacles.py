@@ -49,7 +49,9 @@ OBSTACLES: Final = {
         "'sessions' in the schema public is a foreign table",
     ),
     "a missing version table": World(
-        "current", ("DROP TABLE flux_memory_schema",), r"is not conversation memory \(it lacks metadata, title\)"
+        "current",
+        ("DROP TABLE flux_memory_schema",),
+        "flux_memory_schema, which has their version, is missing or not visible",
     ),
     "an emptied version table": World("current", ("DELETE FROM flux_memory_schema",), "shows the role no row"),
     "a newer version": World(

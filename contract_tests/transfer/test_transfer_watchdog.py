@@ -152,7 +152,7 @@ def test_a_reset_while_the_server_reads_nothing_ends_the_load(large_file: Path, 
         trigger = Trigger("Load", lambda: None)
 
         async def backend() -> bool:
-            stopped[:] = [pid for (pid,) in await fetch_rows(dsn, f"{BACKENDS} AND query LIKE 'COPY %'")]
+            stopped[:] = [pid for (pid,) in await fetch_rows(dsn, f"{BACKENDS} AND query LIKE 'COPY %FROM STDIN%'")]
             return bool(stopped)
 
         async def stuck() -> bool:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flux_memory.dsn import SecretText
 from flux_memory.errors import MigrationError
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class Plan:
     """Make the target exactly the source; rows that only the target has are deleted."""
     restore_deleted: bool = False
     """Move also sessions that were deleted in the target since an earlier run moved them."""
+
+    def __post_init__(self) -> None:
+        # Frames hold it where an error is raised.
+        object.__setattr__(self, "postgres_dsn", SecretText(self.postgres_dsn))
 
 
 def check_plan(plan: Plan) -> None:

@@ -187,6 +187,7 @@ class ManyRatingsContract(Binding):
         impact="A colleague who was given a copy of a conversation is forgotten, and its author's ratings disappear.",
         needs=Capability.FEEDBACK
         | Capability.FORK
+        | Capability.TITLES
         | Capability.RETENTION
         | Capability.USER_SCOPE
         | Capability.BATCH
