@@ -21,8 +21,9 @@ CLUSTER = "contract_tests/citus"
 CLUSTER_SETTINGS = ("FLUX_MEMORY_CITUS_DSN", "FLUX_MEMORY_CITUS_WORKER_DSN")
 TESTS = (
     *("pytest", f"--ignore={FAULTS}", f"--ignore={CLUSTER}", "-q", "-rs", "--flux-postgres-required"),
-    # A worker that is done takes over the last of another's tests, so that a module's servers start in one or two.
-    *("-n", "auto", "--dist=worksteal"),
+    # More processes than cores, since many tests wait. A worker that is done takes over the last of another's tests, so
+    # that a module's servers start in one or two.
+    *("-n", str((os.cpu_count() or 1) + 1), "--dist=worksteal"),
 )
 
 
