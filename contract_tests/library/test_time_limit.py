@@ -34,7 +34,8 @@ async def test_a_block_that_takes_too_long_raises_a_timeout(limit: Limit) -> Non
     with pytest.raises(TimeoutError) as caught:
         async with limit(0.01):
             await asyncio.Event().wait()
-    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    # Python's own names none in early releases of 3.11.
+    assert limit is asyncio.timeout or isinstance(caught.value.__cause__, asyncio.CancelledError)
     assert _cancellations() == 0
     await asyncio.sleep(0)
 

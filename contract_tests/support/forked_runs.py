@@ -118,6 +118,8 @@ def _serve() -> None:
         Path(directory, "test_binding.py").write_text(BINDING, encoding="utf-8")
         if pytest.main([*WARMING, "--rootdir", directory, directory]) != 0:
             raise RuntimeError("the run that imports the contract failed")
+    # A run would print what is left in the buffer once more.
+    sys.stdout.flush()
     sys.modules.pop("test_binding", None)
     gc.collect()
     gc.freeze()
