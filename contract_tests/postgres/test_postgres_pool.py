@@ -64,6 +64,24 @@ async def test_a_connection_that_is_dropped_between_two_steps_of_the_driver_is_l
 
 
 @pytest.mark.asyncio
+async def test_a_connection_that_the_driver_cannot_use_is_replaced(flux_memory_postgres_dsn: str) -> None:
+    """A server that ends a session says so before the connection closes; a statement sent in between runs again."""
+    used: list[Any] = []
+    async with PostgresConversationMemory(flux_memory_postgres_dsn) as memory:
+
+        async def select(connection: Any) -> Any:
+            used.append(connection)
+            if len(used) == 1:
+                raise asyncpg.InternalClientError("cannot switch to state 18; another operation (2) is in progress")
+            return await connection.fetchval("SELECT 1")
+
+        state = CallState(writes=False)
+        assert await memory._run(state, lambda store: store.executor.run(state, select), 5.0) == 1
+    assert used[0] is not used[1]
+    assert used[0].is_closed()
+
+
+@pytest.mark.asyncio
 async def test_unneeded_connections_are_closed(
     named_dsn: str, flux_memory_postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

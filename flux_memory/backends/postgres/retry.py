@@ -164,6 +164,9 @@ class RetryingExecutor:
 
     async def _runs_again(self, observer: StatementObserver, connection: Any, error: Exception, tried: int) -> bool:
         """Return whether a failed statement may run again, and put its connection back."""
+        if isinstance(error, asyncpg.InternalClientError):
+            # asyncpg has read that the server ended the session, and not yet that the connection is closed.
+            terminate(connection)
         closed = is_closed(connection)
         behind = is_lost_behind(error) or isinstance(error, self.path.remote_failures)
         observer.failed(error, lost=closed or behind or not isinstance(error, _REFUSALS))
