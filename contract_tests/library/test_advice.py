@@ -181,6 +181,7 @@ def test_a_surrogate_pair_is_not_called_lone(text: str, says: str) -> None:
         ("Found 21 sessions, 0 messages", "Found 21 sessions, 0 messages"),
         ("Contents    1 sessions, 2 messages", "Contents    1 session, 2 messages"),
         ("Moving: 1 rows in 0.1 s", "Moving: 1 row in 0.1 s"),
+        ("1 sessions, 1 entries of feedback", "1 session, 1 entry of feedback"),
     ],
 )
 def test_one_is_singular(line: str, shown: str) -> None:

@@ -10,7 +10,7 @@ import click
 
 from flux_memory.records.printing import printable
 
-_ONE: Final = re.compile(r"\b(?<![.,])1 (session|message|row)s\b")
+_ONE: Final = re.compile(r"\b(?<![.,])1 (?:(session|message|row)s|(entr)ies)\b")
 
 
 def show_failure(error: BaseException, *, as_json: bool = False) -> None:
@@ -38,4 +38,4 @@ def causes(error: BaseException) -> list[str]:
 
 def in_number(line: str) -> str:
     """Return a line in which one thing is singular: "1 session", not "1 sessions"."""
-    return _ONE.sub(r"1 \1", line)
+    return _ONE.sub(lambda found: f"1 {found[1] or found[2] + 'y'}", line)
