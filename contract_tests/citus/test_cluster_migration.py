@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -27,25 +24,11 @@ from transfer_memories import (
     move,
     read_target,
 )
+from transfer_processes import migrate_until_killed
 
 from flux_memory import ConversationMemory, PostgresConversationMemory, SchemaError
 from flux_memory.transfer import Mode, Plan, Report, Status, migrate, migrate_back
 
-CHILD: Final = """
-import asyncio, os, signal, sys
-from pathlib import Path
-from flux_memory.transfer import Plan, migrate
-path, dsn, rows = sys.argv[1:]
-class Watcher:
-    left = int(rows)
-    def phase(self, name, rows): self.advance(1)
-    def say(self, line): pass
-    def advance(self, rows):
-        self.left -= rows
-        if self.left < 0: os.kill(os.getpid(), signal.SIGKILL)
-asyncio.run(migrate(Plan(sqlite_path=Path(path), postgres_dsn=dsn, batch_size=20), Watcher()))
-"""
-"""A migration that kills itself after some rows."""
 REVISIONS: Final = 'SELECT id, revision FROM sessions ORDER BY id COLLATE "C"'
 MISCOUNTED: Final = """
 SELECT id
@@ -161,8 +144,7 @@ def test_a_killed_run_is_completed_by_the_next(path: Path, target: str, rows: in
     """After `kill -9` an empty store is empty or full, and one with rows has whole batches."""
     if populated:
         asyncio.run(execute(target, OWN_SESSION, OWN_DETAILS))
-    command = [sys.executable, "-c", CHILD, str(path), target, str(rows)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert migrate_until_killed(path, target, rows, batch_size=20)
     assert asyncio.run(fetch_rows(target, MISCOUNTED)) == []
     stored = len(read_target(target)[1])
     assert 0 <= stored <= 600

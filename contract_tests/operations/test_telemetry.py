@@ -92,15 +92,6 @@ def measured(exported: Exported) -> Iterator[Exported]:
         yield exported
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def open_memory(request: pytest.FixtureRequest, path: Path) -> Callable[[], Own]:
-    """Opens a handle of either engine."""
-    if request.param == "sqlite":
-        return lambda: ConversationMemory(path)
-    dsn: str = request.getfixturevalue("flux_memory_postgres_dsn")
-    return lambda: PostgresConversationMemory(dsn)
-
-
 async def converse(memory: Own) -> None:
     """Call each kind of method with a secret in every argument."""
     session = await memory.create_session(SECRET, {SECRET: SECRET}, session_id=SECRET, user_id=SECRET)

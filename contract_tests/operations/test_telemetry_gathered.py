@@ -57,15 +57,6 @@ class Kept(MetricExporter):
         """Nothing is open."""
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def open_memory(request: pytest.FixtureRequest, path: Path) -> Callable[[], Own]:
-    """Opens a handle of either engine."""
-    if request.param == "sqlite":
-        return lambda: ConversationMemory(path)
-    dsn: str = request.getfixturevalue("flux_memory_postgres_dsn")
-    return lambda: PostgresConversationMemory(dsn)
-
-
 @pytest.fixture
 def unproven(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An SDK of a version whose private names are not known."""

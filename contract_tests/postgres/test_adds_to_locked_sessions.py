@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
-import pytest_asyncio
 from raw_postgres import connect
 from waiting import wait_until
 
@@ -18,18 +16,6 @@ from flux_memory.errors import (
     SessionNotFoundError,
 )
 from flux_memory.protocol import NewMessage
-
-
-@pytest_asyncio.fixture
-async def memory(flux_empty_database: str) -> AsyncIterator[PostgresConversationMemory]:
-    """An open handle with the sessions `one`, `two` and `held`, whose calls end within a second."""
-    # A busy machine does not always create the tables within a second.
-    async with PostgresConversationMemory(flux_empty_database) as maker:
-        for id_ in ("one", "two", "held"):
-            await maker.create_session(session_id=id_)
-    async with PostgresConversationMemory(flux_empty_database, timeout=1.0) as memory:
-        await memory.get_sessions(1)
-        yield memory
 
 
 @pytest.mark.asyncio

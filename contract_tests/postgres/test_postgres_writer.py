@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
-import pytest_asyncio
 from raw_postgres import connect, execute, fetch_rows
 from waiting import wait_until
 
@@ -47,18 +45,6 @@ CREATE TRIGGER refuse_late BEFORE INSERT ON messages FOR EACH ROW EXECUTE FUNCTI
 """
 AWAITING_ADVISORY = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 ASLEEP_FOR_BAD = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-
-
-@pytest_asyncio.fixture
-async def memory(flux_empty_database: str) -> AsyncIterator[PostgresConversationMemory]:
-    """An open handle with the sessions `one`, `two` and `held`, whose calls end within a second."""
-    # A busy machine does not always create the tables within a second.
-    async with PostgresConversationMemory(flux_empty_database) as maker:
-        for id_ in ("one", "two", "held"):
-            await maker.create_session(session_id=id_)
-    async with PostgresConversationMemory(flux_empty_database, timeout=1.0) as memory:
-        await memory.get_sessions(1)
-        yield memory
 
 
 @pytest.mark.asyncio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,23 @@ from click.testing import CliRunner, Result
 
 from flux_memory.cli.migrate import migrate
 
+# The migration kills itself after a given number of rows and reports.
+CHILD: Final = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from flux_memory.transfer import Plan, migrate
+from flux_memory.transfer.source import snapshot
+path, dsn, rows, batch_size, helper_bytes = sys.argv[1:]
+snapshot._HELPER_MIN_BYTES = int(helper_bytes)
+class Watcher:
+    left = int(rows)
+    def phase(self, name, rows): self.advance(1)
+    def say(self, line): pass
+    def advance(self, rows):
+        self.left -= rows
+        if self.left < 0: os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(migrate(Plan(sqlite_path=Path(path), postgres_dsn=dsn, batch_size=int(batch_size)), Watcher()))
+"""
 ROUNDS_PER_KILL: Final = 4
 """Most rounds for each kill or interrupt; a run that ends first does not count."""
 
@@ -31,6 +49,20 @@ def start_command(*arguments: object) -> subprocess.Popen[str]:
 
 def start_migration(path: Path, dsn: str) -> subprocess.Popen[str]:
     return start_command("--sqlite-path", path, "--postgres-dsn", dsn, "--batch-size", 50)
+
+
+def migrate_until_killed(path: Path, dsn: str, rows: int, *, batch_size: int, helper_bytes: int = 10**12) -> bool:
+    """Run a migration that kills itself after some rows, and return whether it did.
+
+    Args:
+        path: The file.
+        dsn: The target.
+        rows: The rows and phases.
+        batch_size: The rows of a commit.
+        helper_bytes: The size from which a second process reads half of the file.
+    """
+    command = [sys.executable, "-c", CHILD, *map(str, (path, dsn, rows, batch_size, helper_bytes))]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
 
 
 async def wait_for_lock(connection: Any) -> int:

@@ -16,27 +16,10 @@ from typing import Any, Final
 import pytest
 from raw_postgres import OTHER_CLIENTS, execute, wait_until_none
 from transfer_memories import EMPTY, OTHER, make_tables, move, read_target
-from transfer_processes import ROUNDS_PER_KILL, seeded_random, start_command, start_migration
+from transfer_processes import ROUNDS_PER_KILL, migrate_until_killed, seeded_random, start_command, start_migration
 
 from flux_memory.transfer import Status, migrate_back
 
-# The migration kills itself after a given number of rows and reports.
-CHILD = """
-import asyncio, os, signal, sys
-from pathlib import Path
-from flux_memory.transfer import Plan, migrate
-from flux_memory.transfer.source import snapshot
-path, dsn, large, rows = sys.argv[1:]
-snapshot._HELPER_MIN_BYTES = int(large)
-class Watcher:
-    left = int(rows)
-    def phase(self, name, rows): self.advance(1)
-    def say(self, line): pass
-    def advance(self, rows):
-        self.left -= rows
-        if self.left < 0: os.kill(os.getpid(), signal.SIGKILL)
-asyncio.run(migrate(Plan(sqlite_path=Path(path), postgres_dsn=dsn, batch_size=50), Watcher()))
-"""
 WORKING = f"{OTHER_CLIENTS} AND state <> 'idle'"
 
 
@@ -48,8 +31,7 @@ def path(random_file: Path) -> Path:
 
 def kill_at_row(path: Path, dsn: str, rows: int, *, helped: bool) -> bool:
     """Run a migration that kills itself, and return whether it did."""
-    command = [sys.executable, "-c", CHILD, str(path), dsn, "0" if helped else str(10**12), str(rows)]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
+    return migrate_until_killed(path, dsn, rows, batch_size=50, helper_bytes=0 if helped else 10**12)
 
 
 def kill_after(process: subprocess.Popen[str], seconds: float) -> bool:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 
-from flux_memory import BackendUnavailableError, Memory
+from flux_memory import Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.cuts import MOST_CUTS, Cutter, over_routes
+from flux_memory.testkit.contract.cuts import MOST_CUTS, Cutter, check_cut_reads, over_routes
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.replies import find_state, reply_to
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents
@@ -177,12 +175,4 @@ class CutRemovalsContract(Binding):
         if Capability.COUNT_FILTER | Capability.SESSIONS | Capability.USER_SCOPE in store.capabilities:
             reads.append(lambda memory: memory.count_sessions(user_id=""))
 
-        async def check(read: Callable[[Memory], Awaitable[Any]], memory: Memory, cutter: Cutter) -> None:
-            await read(memory)
-            whole = await cutter.measure(read(memory))
-            for cut in cutter.cuts[:MOST_CUTS]:
-                with suppress(BackendUnavailableError):
-                    assert await cutter.cut(cut, read(memory)) == whole, cut
-                assert await read(memory) == whole, f"the read after {cut}"
-
-        await over_routes(store, *(partial(check, read) for read in reads))
+        await check_cut_reads(store, reads, most=MOST_CUTS)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple
 
-from flux_memory import Memory, deadline
+from flux_memory import BackendUnavailableError, Memory, deadline
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.contract.routes import Route
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
@@ -128,3 +130,30 @@ async def over_routes(store: StoreUnderTest, *trials: Trial, shares: int = 1) ->
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
+
+
+async def check_cut_reads(
+    store: StoreUnderTest,
+    reads: Sequence[Callable[[Memory], Awaitable[Any]]],
+    *,
+    most: int | None = None,
+    shares: int = 1,
+) -> None:
+    """Check that a read whose network breaks returns its whole answer or raises, and that the next one answers.
+
+    Args:
+        store: The store.
+        reads: The calls; each has a route of its own.
+        most: Limit for the cuts of each; by default that of the profile.
+        shares: See `over_routes`.
+    """
+
+    async def check(read: Callable[[Memory], Awaitable[Any]], memory: Memory, cutter: Cutter) -> None:
+        await read(memory)
+        whole = await cutter.measure(read(memory))
+        for cut in cutter.cuts[:most]:
+            with suppress(BackendUnavailableError):
+                assert await cutter.cut(cut, read(memory)) == whole, cut
+            assert await read(memory) == whole, f"the read after {cut}"
+
+    await over_routes(store, *(partial(check, read) for read in reads), shares=shares)

@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 
 from flux_memory import BackendUnavailableError, Memory, deadline
@@ -14,7 +13,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import turns_of_the_loop
-from flux_memory.testkit.contract.cuts import MOST_CUTS, Cutter, over_routes
+from flux_memory.testkit.contract.cuts import MOST_CUTS, Cutter, check_cut_reads, over_routes
 from flux_memory.testkit.contract.deadlines import MIXED_SECONDS, OWN_SECONDS, SHORT_SECONDS
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.replies import Reply, reply_to
@@ -94,15 +93,7 @@ class InterruptedRatingsContract(Binding):
             lambda memory: memory.feedback.stats(),
         ]
 
-        async def check(read: Callable[[Memory], Awaitable[Any]], memory: Memory, cutter: Cutter) -> None:
-            await read(memory)
-            whole = await cutter.measure(read(memory))
-            for cut in cutter.cuts[:MOST_CUTS]:
-                with suppress(BackendUnavailableError):
-                    assert await cutter.cut(cut, read(memory)) == whole, cut
-                assert await read(memory) == whole, f"the read after {cut}"
-
-        await over_routes(store, *(partial(check, read) for read in reads), shares=SHARES)
+        await check_cut_reads(store, reads, most=MOST_CUTS, shares=SHARES)
 
     @clause(
         "FM-DLN-042",

@@ -40,10 +40,10 @@ class ManyRatingsContract(Binding):
     async def test_feedback_of_any_number(self, store: StoreUnderTest) -> None:
         memory, most = store.open(), MANY_ENTRIES if store.thorough else ENTRIES
         await memory.create_session(session_id="hers", user_id="ann")
-        for session, rating in (("hers", 1), ("nobody's", -1)):
+        for session, rating in (("hers", 1), ("unowned", -1)):
             await together(memory.feedback.add(session, rating) for _ in range(most))
         assert len({*await ids_of(memory)}) == 2 * most
-        for session, rating in (("hers", 1), ("nobody's", -1)):
+        for session, rating in (("hers", 1), ("unowned", -1)):
             assert len(await ids_of(memory, session_id=session)) == len(await ids_of(memory, rating=rating)) == most
             assert len(await memory.feedback.get(most, session_id=session)) == most
         stats = await memory.feedback.stats()

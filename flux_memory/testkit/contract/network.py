@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Final
 
 from flux_memory import BackendUnavailableError, Memory, OutcomeUnknownError, deadline
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.cuts import PATIENT_SECONDS, Cutter, choose_cuts, over_routes
+from flux_memory.testkit.contract.cuts import PATIENT_SECONDS, Cutter, check_cut_reads, choose_cuts, over_routes
 from flux_memory.testkit.contract.ledger import Ledger
 from flux_memory.testkit.contract.replies import reply_to
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents
@@ -196,15 +195,7 @@ class NetworkContract(Binding):
                 lambda memory: memory.count_sessions(),
             ]
 
-        async def check(read: Callable[[Memory], Awaitable[Any]], memory: Memory, cutter: Cutter) -> None:
-            await read(memory)
-            whole = await cutter.measure(read(memory))
-            for cut in cutter.cuts:
-                with suppress(BackendUnavailableError):
-                    assert await cutter.cut(cut, read(memory)) == whole, cut
-                assert await read(memory) == whole, f"the read after {cut}"
-
-        await over_routes(store, *(partial(check, read) for read in reads), shares=2)
+        await check_cut_reads(store, reads, shares=2)
 
 
 async def _found_without_server(memory: Memory) -> str:

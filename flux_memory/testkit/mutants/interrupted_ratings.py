@@ -62,27 +62,26 @@ class LostNumbersAreZero(_MakesUpReplies):
 
 
 class _LosesConditions(_GivesUp):
-    """Makes something of the lost reply to a conditional deletion."""
+    """Makes an error of its own of the lost reply to a conditional deletion."""
+
+    error: type[Exception] = BackendUnavailableError
+    words = "the connection was lost; nothing was removed"
 
     def _made_of(self, request: Request, error: Exception) -> Any:
         if request["call"] == "delete_session" and request["given"].get("expected_revision"):
-            raise self.told()
+            raise self.error(self.words)
         return super()._made_of(request, error)
-
-    def told(self) -> Exception:
-        raise NotImplementedError
 
 
 @caught_by("FM-NET-046")
 class OwnDeletionsConflict(_LosesConditions):
-    def told(self) -> Exception:
-        return ConflictError("the session has another revision; nothing was removed")
+    error = ConflictError
+    words = "the session has another revision; nothing was removed"
 
 
 @caught_by("FM-NET-046")
 class LostConditionalDeletionsAreRefused(_LosesConditions):
-    def told(self) -> Exception:
-        return BackendUnavailableError("the connection was lost; nothing was removed")
+    pass
 
 
 @caught_by("FM-DLN-042", reference_only=True)

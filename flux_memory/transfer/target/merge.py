@@ -100,7 +100,15 @@ SELECT id, created_at, $1 FROM pg_temp.flux_memory_staged_sessions ORDER BY id C
 ON CONFLICT DO NOTHING
 """
 # A session in conflict is a different session, so its messages are held back.
-TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
+HOLD_BACK_CONFLICTING: Final = """, held_back AS (
+    DELETE FROM pg_temp.flux_memory_staged_messages
+    WHERE session_id::text IN (SELECT id::text FROM conflicting)
+    RETURNING session_id
+)
+SELECT id, (SELECT count(*) FROM held_back WHERE session_id::text = id::text) FROM conflicting ORDER BY id COLLATE "C"
+"""
+"""The end of a statement that begins with the staged sessions that are `conflicting`."""
+TAKE_OUT_SESSIONS_IN_CONFLICT: Final = f"""
 WITH conflicting AS (
     DELETE FROM pg_temp.flux_memory_staged_sessions AS staged
     USING sessions LEFT JOIN session_details ON session_details.session_id::text = sessions.id::text
@@ -109,17 +117,22 @@ WITH conflicting AS (
             sessions.user_id,
             coalesce(session_details.title, ''::text),
             sessions.created_at,
-            coalesce(session_details.metadata, '{}'::jsonb)
+            coalesce(session_details.metadata, '{{}}'::jsonb)
         ) IS DISTINCT FROM (staged.user_id, staged.title, staged.created_at, staged.metadata)
     RETURNING staged.id
-), held_back AS (
-    DELETE FROM pg_temp.flux_memory_staged_messages
-    WHERE session_id::text IN (SELECT id::text FROM conflicting)
-    RETURNING session_id
+){HOLD_BACK_CONFLICTING}"""  # noqa: S608 - constants of ours
+COUNT_AND_TAKE_OUT_STORED: Final = """, taken_out AS (
+    DELETE FROM pg_temp.flux_memory_staged_messages AS staged
+    USING stored
+    WHERE staged.session_id::text = stored.session_id::text AND staged.seq = stored.seq
 )
-SELECT id, (SELECT count(*) FROM held_back WHERE session_id::text = id::text) FROM conflicting ORDER BY id COLLATE "C"
+SELECT
+    count(*) FILTER (WHERE NOT differs),
+    coalesce(pg_catalog.json_agg(id ORDER BY session_id, seq) FILTER (WHERE differs)::text, '[]')
+FROM stored
 """
-TAKE_OUT_STORED_MESSAGES: Final = """
+"""The end of a statement that begins with the staged messages that are `stored`, and whether each `differs`."""
+TAKE_OUT_STORED_MESSAGES: Final = f"""
 WITH stored AS (
     SELECT
         staged.session_id,
@@ -134,16 +147,7 @@ WITH stored AS (
             WHERE messages.session_id::text = staged.session_id::text AND messages.id::text = staged.id::text
             LIMIT 1
         ) AS same
-), taken_out AS (
-    DELETE FROM pg_temp.flux_memory_staged_messages AS staged
-    USING stored
-    WHERE staged.session_id::text = stored.session_id::text AND staged.seq = stored.seq
-)
-SELECT
-    count(*) FILTER (WHERE NOT differs),
-    coalesce(pg_catalog.json_agg(id ORDER BY session_id, seq) FILTER (WHERE differs)::text, '[]')
-FROM stored
-"""
+){COUNT_AND_TAKE_OUT_STORED}"""  # noqa: S608 - constants of ours
 APPEND_MESSAGES: Final = """
 WITH numbered AS (
     SELECT *, row_number() OVER (PARTITION BY session_id ORDER BY seq) AS place

@@ -23,7 +23,9 @@ from flux_memory.transfer.rows.spool import Batch
 from flux_memory.transfer.target.cluster.by_shard import Piece, group_by_shard
 from flux_memory.transfer.target.merge import (
     COMMIT_WITHOUT_WAITING,
+    COUNT_AND_TAKE_OUT_STORED,
     CREATE_STAGING,
+    HOLD_BACK_CONFLICTING,
     RECORD_SESSIONS,
     commit,
     copy_rows,
@@ -131,7 +133,7 @@ WITH deleted AS (
 )
 SELECT id FROM deleted
 """
-TAKE_OUT_SESSIONS_IN_CONFLICT: Final = """
+TAKE_OUT_SESSIONS_IN_CONFLICT: Final = f"""
 WITH conflicting AS (
     DELETE FROM pg_temp.flux_memory_staged_sessions AS staged
     USING pg_temp.flux_memory_stored_sessions AS stored
@@ -139,13 +141,7 @@ WITH conflicting AS (
         AND (stored.user_id, stored.title, stored.created_at, stored.metadata)
             IS DISTINCT FROM (staged.user_id, staged.title, staged.created_at, staged.metadata)
     RETURNING staged.id
-), held_back AS (
-    DELETE FROM pg_temp.flux_memory_staged_messages
-    WHERE session_id::text IN (SELECT id::text FROM conflicting)
-    RETURNING session_id
-)
-SELECT id, (SELECT count(*) FROM held_back WHERE session_id::text = id::text) FROM conflicting ORDER BY id COLLATE "C"
-"""
+){HOLD_BACK_CONFLICTING}"""  # noqa: S608 - constants of ours
 STAGED_DIGEST: Final = MESSAGE_DIGEST.replace("messages.seq", "0::bigint").replace("messages.", "staged.")
 TAKE_OUT_STORED_MESSAGES: Final = f"""
 WITH stored AS (
@@ -153,16 +149,7 @@ WITH stored AS (
     FROM pg_temp.flux_memory_staged_messages AS staged
     JOIN pg_temp.flux_memory_stored_messages AS same
         ON same.session_id::text = staged.session_id::text AND same.id::text = staged.id::text
-), taken_out AS (
-    DELETE FROM pg_temp.flux_memory_staged_messages AS staged
-    USING stored
-    WHERE staged.session_id::text = stored.session_id::text AND staged.seq = stored.seq
-)
-SELECT
-    count(*) FILTER (WHERE NOT differs),
-    coalesce(pg_catalog.json_agg(id ORDER BY session_id, seq) FILTER (WHERE differs)::text, '[]')
-FROM stored
-"""  # noqa: S608 - constants of ours
+){COUNT_AND_TAKE_OUT_STORED}"""  # noqa: S608 - constants of ours
 COUNT_UP: Final = """
 UPDATE sessions
 SET message_count = message_count + staged.messages,
