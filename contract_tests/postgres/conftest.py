@@ -10,7 +10,7 @@ from flux_memory import PostgresConversationMemory
 
 
 @pytest_asyncio.fixture
-async def memory(flux_empty_database: str) -> AsyncIterator[PostgresConversationMemory]:
+async def impatient_memory(flux_empty_database: str) -> AsyncIterator[PostgresConversationMemory]:
     """An open handle with the sessions `one`, `two` and `held`, whose calls end within a second."""
     # A busy machine does not always create the tables within a second.
     async with PostgresConversationMemory(flux_empty_database) as maker:
