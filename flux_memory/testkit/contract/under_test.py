@@ -88,7 +88,6 @@ class StoreUnderTest:
         self.max_id_length = max_id_length
         self.claims: list[dict[str, Any]] = []
         """The finding on each capability: its `name`, whether it is `claimed`, the `outcome`."""
-        self.thorough = thorough
         self.seed = seed
         self.timeouts = timeouts or Timeouts()
         self.seeds: dict[str, int] = {}
@@ -97,7 +96,10 @@ class StoreUnderTest:
         """The clause that runs on this store."""
         self.finished = False
         """Whether a clause ran on this store to its end."""
+        self.left_out: list[str] = []
+        """Parts of the clause that only the thorough profile runs."""
         self.transcript = Transcript()
+        self._thorough = thorough
         self._preflight = preflight
         self._clock_at = clock_at
         self._corrupt_message = corrupt_message
@@ -106,6 +108,12 @@ class StoreUnderTest:
         self._routes = routes
         self._opened: list[Memory] = []
         self._false_claims: list[str] = []
+
+    def includes(self, part: str) -> bool:
+        """Return whether the run's profile includes a part of the clause that takes long; if not, reports name it."""
+        if not self._thorough and part not in self.left_out:
+            self.left_out.append(part)
+        return self._thorough
 
     async def check_binding(self) -> None:
         """Check that the binding gives an empty store that can be reached, unless it was checked often enough."""
