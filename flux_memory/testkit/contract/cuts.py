@@ -65,7 +65,7 @@ class Cutter:
         self.route = route
         self._silent = Capability.OUTAGES in store.capabilities
         self._thorough = store.thorough
-        self._share = share
+        self.number, self._cutters = share
         self.cuts: Sequence[CutPlace] = ()
         self.stalls: Sequence[CutPlace] = ()
         """Silence in the middle of each of the last requests of a call, in any profile and share."""
@@ -81,9 +81,8 @@ class Cutter:
         self.stalls = stalls[-MOST_STALLS:]
         # A transaction commits in its last exchange, so each place of that one counts.
         last = len(_REQUEST) + len(_REPLY)
-        number, of = self._share
         chosen = found if self._thorough else [*choose_cuts(found[:-last], MOST_CUTS - last), *found[-last:]]
-        self.cuts = chosen[number::of]
+        self.cuts = chosen[self.number :: self._cutters]
         return result
 
     async def cut(self, cut: CutPlace, call: Awaitable[Any]) -> Any:
