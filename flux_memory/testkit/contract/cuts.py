@@ -65,7 +65,7 @@ class Cutter:
         self.route = route
         self._silent = Capability.OUTAGES in store.capabilities
         self._store = store
-        self._share = share
+        self.number, self._cutters = share
         self.cuts: Sequence[CutPlace] = ()
         self.stalls: Sequence[CutPlace] = ()
         """Silence in the middle of each of the last requests of a call, in any profile and share."""
@@ -83,8 +83,7 @@ class Cutter:
         last = len(_REQUEST) + len(_REPLY)
         if len(found) > MOST_CUTS and not self._store.includes(f"more than {MOST_CUTS} cuts of a call"):
             found = [*choose_cuts(found[:-last], MOST_CUTS - last), *found[-last:]]
-        number, of = self._share
-        self.cuts = found[number::of]
+        self.cuts = found[self.number :: self._cutters]
         return result
 
     async def cut(self, cut: CutPlace, call: Awaitable[Any]) -> Any:
