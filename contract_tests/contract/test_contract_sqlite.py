@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import pytest
 from bound_stores import Corrupt, ReadRaw, make_sqlite_corrupter, make_sqlite_reader, run_async_clause
-from outage_stores import make_lock_outages
+from outage_stores import make_lock_outages, make_sqlite_locks
 
 from flux_memory import ConversationMemory, NewMessage
 from flux_memory.testkit import ALL, Capability, MemoryContract
+from flux_memory.testkit.contract.hooks import HoldLocks
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.verdicts import BindingFault, Unverified
@@ -62,6 +63,10 @@ class TestSQLite(MemoryContract):
     @pytest.fixture
     def outages(self, path: Path) -> Sequence[Outage]:
         return make_lock_outages(path)
+
+    @pytest.fixture
+    def hold_locks(self, path: Path) -> HoldLocks:
+        return make_sqlite_locks(path)
 
     @pytest.fixture
     def corrupt_message(self, path: Path) -> Corrupt:
