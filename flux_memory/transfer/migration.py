@@ -318,13 +318,12 @@ class _Migration:
     ) -> Comparison:
         report = self._report
         report.verification = found
-        skips_deleted = self._plan.mode is not Mode.VERIFY and not self._plan.restore_deleted
         source, validator, every = self._source_side()
         await compare(
             *(found, connection, source, validator, digests or every),
             statement=self._path.statement,
             source_ids=source_ids,
-            skips_deleted=skips_deleted,
+            skips_deleted=self._plan.skips_deleted,
         )
         if digests is None:
             await self._feedback.compare(found, connection)

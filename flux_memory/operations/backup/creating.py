@@ -27,6 +27,7 @@ from flux_memory.operations.backup.manifest import (
 from flux_memory.operations.backup.planning import BackupPlan
 from flux_memory.operations.backup.retention import choose_removed, remove_backup, remove_lost_manifests
 from flux_memory.transfer.progress import NullWatcher, Watcher
+from flux_memory.transfer.tempfiles import publish
 from flux_memory.transfer.threads import run_in_thread
 
 
@@ -151,7 +152,7 @@ def _name(path: Path, wanted: Path, manifest: Manifest) -> None:
             raise BackupError(f"{wanted} exists, from a backup in the same second; run again")
         hidden.write_file(wanted.parent, manifest_path(wanted), manifest.to_json())
         try:
-            hidden.reveal(path, wanted)
+            publish(path, wanted)
         except BaseException:
             manifest_path(wanted).unlink(missing_ok=True)
             raise

@@ -19,6 +19,7 @@ from flux_memory.operations.backup.sqlite_reading import read_state
 from flux_memory.operations.restore.populated import Populated
 from flux_memory.operations.restore.unpacking import Unpacked
 from flux_memory.transfer.source.reader import inspect_source
+from flux_memory.transfer.tempfiles import publish
 
 COUNT_USER: Final = """
 SELECT count(*), coalesce(sum((SELECT count(*) FROM messages WHERE session_id = sessions.id)), 0)
@@ -112,7 +113,7 @@ def create_file(unpacked: Unpacked, path: Path, stopped: Stopped) -> None:
                 copy_pages(db, made, stopped)
             with reading_copy(made) as db:
                 _compare(unpacked, read_state(db, lambda _: None).contents)
-            hidden.reveal(made, path)
+            publish(made, path)
     except FileExistsError:
         raise BackupError(f"another process has created {path} meanwhile; stop it, and run again") from None
     except OSError as error:

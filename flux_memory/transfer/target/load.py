@@ -9,7 +9,7 @@ import asyncpg
 
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.schema.postgres.tables import IS_OURS
+from flux_memory.schema.postgres.tables import IS_MEMORY
 from flux_memory.transfer.progress import Advance, Watcher
 from flux_memory.transfer.rows.pgcopy import (
     COPY_HEADER,
@@ -70,14 +70,14 @@ COUNT_ROWS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FR
 IS_OWNER: Final = f"""
 SELECT bool_and(pg_has_role(relowner, 'USAGE'))
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+WHERE {IS_MEMORY}
 """  # noqa: S608 - constants of ours
 # Deleting a session would delete the rows of such a table, or fail.
 SELECT_REFERRING: Final = f"""
 WITH memory AS (
     SELECT oid
     FROM pg_class
-    WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+    WHERE {IS_MEMORY}
 )
 SELECT string_agg(DISTINCT conrelid::regclass::text, ', ')
 FROM pg_constraint
