@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -43,7 +43,7 @@ from flux_memory.transfer.target.server import (
 from flux_memory.transfer.target.transfer_path import ONE_SERVER_TRANSFER
 from flux_memory.transfer.target.verify import Comparison, Forecast, Losses, check_keys, compare
 from flux_memory.transfer.tempfiles import private_directory
-from flux_memory.transfer.threads import run_in_thread
+from flux_memory.transfer.threads import run_in_thread, run_stoppable
 
 Result = TypeVar("Result")
 
@@ -72,8 +72,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         path = plan.sqlite_path
         if plan.retry:
             path = stack.enter_context(private_directory()) / "retry.db"
-            stopped = threading.Event()
-            await run_in_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
+            await run_stoppable(partial(to_scratch, plan.sqlite_path, path))
             await add_sessions_of_target(path, plan.postgres_dsn)
         snapshot = stack.enter_context(snapshot_of(path))
         with Spool() as spool, FeedbackSpool() as entries:

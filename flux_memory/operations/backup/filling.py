@@ -27,12 +27,11 @@ from flux_memory.transfer.rows.postgres_time import time_text
 from flux_memory.transfer.rows.ratings import ValidFeedback
 from flux_memory.transfer.rows.raw import FEEDBACK_FIELDS
 from flux_memory.transfer.source.reader import Source
+from flux_memory.transfer.threads import Stopped
 
 _OWNER: Final = FEEDBACK_FIELDS.index("user_id")
 _BATCH_ROWS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
-
-Stopped = Callable[[], bool]
 
 
 def fill_from_archive(

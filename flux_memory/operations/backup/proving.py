@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 from flux_memory.dsn import parse_dsn
@@ -21,7 +20,7 @@ from flux_memory.schema import history
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction, refuse_distributed
 from flux_memory.transfer.tempfiles import private_directory
-from flux_memory.transfer.threads import run_in_thread
+from flux_memory.transfer.threads import Stopped, run_in_thread, run_stoppable
 
 
 async def prove_copy(path: Path, expected: Contents, refused: int, advance: Advance) -> list[str]:
@@ -47,17 +46,16 @@ async def prove_copy(path: Path, expected: Contents, refused: int, advance: Adva
 
 async def prove_archive(path: Path, expected: Contents, advance: Advance) -> list[str]:
     """Return how a SQLite memory that is restored from an archive differs from the state that was archived."""
-    stopped = threading.Event()
 
-    def prove() -> list[str]:
+    def prove(stopped: Stopped) -> list[str]:
         with private_directory() as directory:
             restored = directory / "restored.db"
             with open_archive(path) as reader:
-                fill_from_archive(reader, restored, None, lambda _: None, stopped.is_set)
+                fill_from_archive(reader, restored, None, lambda _: None, stopped)
             with reading_copy(restored) as db:
                 return expected.differences(read_state(db, advance).contents)
 
-    return await run_in_thread(prove, stopped.set)
+    return await run_stoppable(prove)
 
 
 async def prove_dump(path: Path, manifest: Manifest, dsn: str | None, major: int, dump_major: int) -> list[str]:

@@ -13,13 +13,13 @@ from flux_memory.backends.sqlite.opening import connect
 from flux_memory.errors import BackupError, FluxMemoryError
 from flux_memory.operations.backup import hidden
 from flux_memory.operations.backup.contents import Contents
-from flux_memory.operations.backup.filling import Stopped
 from flux_memory.operations.backup.sqlite_copy import copy_pages, reading_copy
 from flux_memory.operations.backup.sqlite_reading import read_state
 from flux_memory.operations.restore.populated import Populated
 from flux_memory.operations.restore.unpacking import Unpacked
 from flux_memory.transfer.source.reader import inspect_source
 from flux_memory.transfer.tempfiles import publish
+from flux_memory.transfer.threads import Stopped
 
 COUNT_USER: Final = """
 SELECT count(*), coalesce(sum((SELECT count(*) FROM messages WHERE session_id = sessions.id)), 0)

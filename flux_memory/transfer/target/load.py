@@ -202,7 +202,7 @@ async def _fill(
     else:
         if deletes:
             await connection.execute(EMPTY)
-        await _copy_in_batches(connection, parts, watcher.advance)
+        await copy_in_batches(connection, parts, watcher.advance)
     if record is not None:
         await record.add_every_session(connection)
         await record.add_move(connection, found.sessions, found.messages)
@@ -226,7 +226,7 @@ async def _fill_without_keys(
     else:
         watcher.say(f"The keys cannot be dropped ({obstacle}), so the rows are loaded in batches beside them")
         await connection.execute(DELETE_ROWS)
-        await _copy_in_batches(connection, parts, watcher.advance)
+        await copy_in_batches(connection, parts, watcher.advance)
 
 
 class _Keys:
@@ -276,7 +276,8 @@ async def _copy_all(connection: Any, parts: Sequence[Spool], found: PreflightRes
         await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
 
 
-async def _copy_in_batches(connection: Any, parts: Sequence[Spool], advance: Advance) -> None:
+async def copy_in_batches(connection: Any, parts: Sequence[Spool], advance: Advance) -> None:
+    """Send all rows to tables that have none of them, in the caller's transaction."""
     # One COPY of all rows would queue a check of the foreign key for each of them in the server's memory.
     for part in parts:
         continues = False
