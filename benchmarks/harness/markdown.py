@@ -81,9 +81,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield "| " + " | ".join(row) + " |"
 
 
-def number(value: float | None, digits: int = 0) -> str:
+def number(value: float | None) -> str:
     """Return a figure, or a dash."""
-    return "-" if value is None else f"{value:,.{digits}f}"
+    return "-" if value is None else f"{value:,.0f}"
 
 
 def times(value: float | None) -> str:

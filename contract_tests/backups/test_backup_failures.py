@@ -17,6 +17,7 @@ from waiting import becomes_true
 
 from flux_memory.errors import FluxMemoryError
 from flux_memory.operations.backup import hidden
+from flux_memory.transfer.tempfiles import is_locked
 
 
 def start_backup(store: Store, directory: Path, *more: str) -> subprocess.Popen[str]:
@@ -43,7 +44,7 @@ def test_a_killed_backup_leaves_no_backup_and_the_next_one_cleans_up(
         process.kill()
         process.communicate()
     # A child that it was starting shares its lock for a moment longer.
-    assert becomes_true(lambda: not any(hidden._is_locked(backups / name) for name in seen_files(backups)))
+    assert becomes_true(lambda: not any(is_locked(backups / name) for name in seen_files(backups)))
     left = [name for name in seen_files(backups) if not name.startswith(".flux-memory-backup-")]
     assert left == [] or process.returncode == 0
     backup = back_up(store, backups, archive=bool(archive))

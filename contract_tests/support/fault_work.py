@@ -18,7 +18,7 @@ import pytest
 from fault_report import Fault
 from raw_postgres import OPEN, fetch_rows, wait_until_none, with_application_name
 
-from flux_memory import ConflictError, ConversationMemory, FluxMemoryError, Memory, PostgresConversationMemory
+from flux_memory import ConflictError, ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.testkit.histories import History, Journal, Recorder, Stored, call_as_anyone, read_stored
 
 NUMBERS: Final = "SELECT session_id, seq, id FROM messages ORDER BY session_id, seq"
@@ -93,10 +93,9 @@ async def write_messages(
     tasks: int = 4,
     calls: int | None = None,
     told: Callable[[object], None] = lambda _: None,
-    gives_up: bool = True,
     patient: bool = False,
 ) -> None:
-    """Write to one session for each task and to a shared one: endlessly, or `calls` times.
+    """Write to one session for each task and to a shared one: endlessly, or `calls` times; stop at the first error.
 
     The calls have different deadlines and start at random moments, and some are cancelled.
 
@@ -107,7 +106,6 @@ async def write_messages(
         tasks: Number of tasks.
         calls: Calls of each task after it has created its session.
         told: Called once every task has written a message.
-        gives_up: Whether to stop at the first error; otherwise errors of the library are expected.
         patient: Whether each call has the handle's deadline and none is cancelled.
     """
     recorder = Recorder(memory, journal, worker)
@@ -118,14 +116,10 @@ async def write_messages(
         own = await recorder.create_session(f"of {worker}", {"task": task})
         for call in itertools.count() if calls is None else range(calls):
             session = rng.choice((own, shared))
-            try:
-                if patient:
-                    await _call(recorder, session, rng)
-                else:
-                    await call_as_anyone(partial(_call, recorder, session, rng), rng)
-            except FluxMemoryError:
-                if gives_up:
-                    raise
+            if patient:
+                await _call(recorder, session, rng)
+            else:
+                await call_as_anyone(partial(_call, recorder, session, rng), rng)
             if call == 1:
                 begun.append(task)
                 if len(begun) == tasks:

@@ -9,10 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from flux_memory.testkit.servers.binaries import server_account
+
+_LARGEST_BYTES: Final = 4096
+"""Size of a file that `limit_file_size` allows."""
 
 
 @contextmanager
@@ -58,10 +62,10 @@ def fill_disk(disk: Path, *, leave: int = 0) -> Path:
 
 
 @contextmanager
-def limit_file_size(size: int = 4096) -> Iterator[None]:
-    """Limit the size of files that this process writes, in bytes; to the process that is a full disk."""
+def limit_file_size() -> Iterator[None]:
+    """Limit the size of files that this process writes; to the process that is a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_BYTES, limits[1]))
     try:
         yield
     finally:

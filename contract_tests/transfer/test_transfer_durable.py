@@ -24,6 +24,7 @@ from transfer_memories import insert_message, move
 from flux_memory.cli.migrate import migrate as command
 from flux_memory.errors import MigrationError
 from flux_memory.transfer import OnInvalid, Plan, Report, Status, migrate, migrate_back
+from flux_memory.transfer.tempfiles import publish
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux names the file of a descriptor")
 
@@ -35,12 +36,15 @@ class SyncLog:
         self.events: list[tuple[str, str]] = []
         self.fails = False
         """Whether syncs of directories fail."""
+        self.has_links = True
         self.before_directory: Callable[[], object] = lambda: None
         self._link, self._fsync = os.link, os.fsync
         monkeypatch.setattr(os, "link", self.link)
         monkeypatch.setattr(os, "fsync", self.fsync)
 
     def link(self, source: Path, target: Path) -> None:
+        if not self.has_links:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         self._link(source, target)
         self.events.append(("link", target.name))
 
@@ -109,6 +113,19 @@ def test_a_file_whose_directory_cannot_be_synced_is_removed(writer: FileWriter) 
     assert writer.files() == ["chat.db"]
     writer.disk.fails = False
     assert asyncio.run(writer.write()).status is not Status.DIFFERENT
+
+
+def test_a_file_system_without_hard_links_gets_the_file(writer: FileWriter) -> None:
+    """The file is renamed there, and an existing one is not replaced."""
+    writer.disk.has_links = False
+    assert asyncio.run(writer.write()).status is not Status.DIFFERENT
+    assert writer.disk.events == [("sync", "unproven"), ("sync", "directory")]
+    assert writer.files() == ["chat.db", "made"]
+    taken = writer.directory / "made"
+    unproven = writer.directory / "unproven"
+    unproven.touch()
+    with pytest.raises(FileExistsError):
+        publish(unproven, taken)
 
 
 def test_a_call_that_is_cancelled_at_the_last_moment_leaves_no_file(writer: FileWriter) -> None:

@@ -19,6 +19,7 @@ from flux_memory.errors import BackendUnavailableError, SchemaError
 from flux_memory.health.methods import check_methods
 from flux_memory.schema import describe_version, missing_steps
 from flux_memory.schema import sqlite as sqlite_schema
+from flux_memory.schema.postgres.tables import IS_MEMORY
 
 __all__ = ["ROW_SECURITY", "CheckReport", "check_methods", "check_postgres", "check_replicas", "check_sqlite"]
 
@@ -26,7 +27,7 @@ MAY_MAKE_TABLES: Final = "SELECT has_schema_privilege(current_schema()::text, 'C
 IS_STANDBY: Final = "SELECT pg_catalog.pg_is_in_recovery()"
 COUNTS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FROM messages)"
 # Tables whose rows a policy may hide from the role, and whether some policy lets it read.
-ROW_SECURITY: Final = """
+ROW_SECURITY: Final = f"""
 SELECT
     relname::text,
     EXISTS (
@@ -38,10 +39,10 @@ SELECT
             )
     )
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid)
+WHERE {IS_MEMORY}
     AND row_security_active(oid)
 ORDER BY relname DESC
-"""
+"""  # noqa: S608 - constants of ours
 COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback"
 WITH_FEEDBACK: Final = 7
 """The schema version since which there is a table of feedback."""

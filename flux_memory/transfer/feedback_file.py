@@ -18,7 +18,7 @@ from flux_memory.records import timestamps
 from flux_memory.records.ratings import DatedFeedback, ImportOutcome
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.quarantine import refuse_unwritable
-from flux_memory.transfer.tempfiles import publish, unproven_file
+from flux_memory.transfer.tempfiles import publish, refuse_existing, unproven_file
 
 _KEYS: Final = frozenset(
     {
@@ -309,7 +309,7 @@ async def write_feedback(path: Path, store: DatedStore, advance: Advance) -> int
     Raises:
         MigrationError: The file exists, or cannot be written.
     """
-    _refuse_existing(path)
+    refuse_existing(path)
     written = 0
     try:
         with unproven_file(path) as unproven:
@@ -327,8 +327,3 @@ async def write_feedback(path: Path, store: DatedStore, advance: Advance) -> int
             f"{path} cannot be written: {reason}; check the directory, its rights and its room"
         ) from error
     return written
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists() or path.is_symlink():
-        raise MigrationError(f"{path} exists and is not overwritten; move it away, or give another name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flux_memory.transfer.plan import Mode, Plan
+from flux_memory.transfer.plan import Plan
 from flux_memory.transfer.rows.ratings import FeedbackSpool
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.rows.validate import RowValidator
@@ -54,5 +54,4 @@ class FeedbackStage:
 
     async def compare(self, found: Comparison, connection: Any) -> None:
         """Compare the entries of both sides in the caller's transaction."""
-        skips_deleted = self.plan.mode is not Mode.VERIFY and not self.plan.restore_deleted
-        await compare_feedback(found, connection, self.spool, skips_deleted=skips_deleted)
+        await compare_feedback(found, connection, self.spool, skips_deleted=self.plan.skips_deleted)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -43,7 +43,7 @@ from flux_memory.transfer.target.server import (
 from flux_memory.transfer.target.transfer_path import ONE_SERVER_TRANSFER
 from flux_memory.transfer.target.verify import Comparison, Forecast, Losses, check_keys, compare
 from flux_memory.transfer.tempfiles import private_directory
-from flux_memory.transfer.threads import run_in_thread
+from flux_memory.transfer.threads import run_in_thread, run_stoppable
 
 Result = TypeVar("Result")
 
@@ -72,8 +72,7 @@ async def migrate(plan: Plan, watcher: Watcher | None = None) -> Report:
         path = plan.sqlite_path
         if plan.retry:
             path = stack.enter_context(private_directory()) / "retry.db"
-            stopped = threading.Event()
-            await run_in_thread(lambda: to_scratch(plan.sqlite_path, path, stopped.is_set), stopped.set)
+            await run_stoppable(partial(to_scratch, plan.sqlite_path, path))
             await add_sessions_of_target(path, plan.postgres_dsn)
         snapshot = stack.enter_context(snapshot_of(path))
         with Spool() as spool, FeedbackSpool() as entries:
@@ -318,13 +317,12 @@ class _Migration:
     ) -> Comparison:
         report = self._report
         report.verification = found
-        skips_deleted = self._plan.mode is not Mode.VERIFY and not self._plan.restore_deleted
         source, validator, every = self._source_side()
         await compare(
             *(found, connection, source, validator, digests or every),
             statement=self._path.statement,
             source_ids=source_ids,
-            skips_deleted=skips_deleted,
+            skips_deleted=self._plan.skips_deleted,
         )
         if digests is None:
             await self._feedback.compare(found, connection)

@@ -59,6 +59,11 @@ class Plan:
         # Frames hold it where an error is raised.
         object.__setattr__(self, "postgres_dsn", SecretText(self.postgres_dsn))
 
+    @property
+    def skips_deleted(self) -> bool:
+        """Whether rows that were deleted in the target since an earlier run moved them are not missing there."""
+        return self.mode is not Mode.VERIFY and not self.restore_deleted
+
 
 def check_plan(plan: Plan) -> None:
     """Raise `MigrationError` if settings exclude each other."""

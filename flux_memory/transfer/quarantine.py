@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from flux_memory.transfer.target.server import (
     rehearsal,
 )
 from flux_memory.transfer.tempfiles import publish, unproven_file
+from flux_memory.transfer.threads import Stopped
 
 # No keys and no types: an uncorrected row must be stored as it is, to be refused again by the same rules.
 SCRATCH: Final = """
@@ -154,7 +155,7 @@ async def _add_sessions(db: sqlite3.Connection, connection: Any, select: str) ->
         db.executemany(INSERT_SESSION, [tuple(row) for row in found])
 
 
-def to_scratch(path: Path, scratch: Path, stopped: Callable[[], bool]) -> None:
+def to_scratch(path: Path, scratch: Path, stopped: Stopped) -> None:
     """Convert a quarantine file to a SQLite file, so that corrected rows are moved like any others.
 
     Args:

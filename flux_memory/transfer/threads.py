@@ -10,6 +10,8 @@ from contextlib import suppress
 from typing import Final, TypeVar
 
 Result = TypeVar("Result")
+Stopped = Callable[[], bool]
+"""Returns whether the work was cancelled."""
 
 _AGAIN_SECONDS: Final = 0.05
 """Pause between two attempts to stop the work."""
@@ -65,3 +67,9 @@ async def run_in_thread(
     if undo is not None and outcome.exception() is None:
         undo()
     raise cancelled
+
+
+async def run_stoppable(work: Callable[[Stopped], Result]) -> Result:
+    """Run blocking work on a thread as `run_in_thread` does; the work is given a function that says when to end."""
+    stopped = threading.Event()
+    return await run_in_thread(lambda: work(stopped.is_set), stopped.set)

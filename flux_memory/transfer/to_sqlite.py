@@ -14,6 +14,13 @@ from flux_memory.errors import FluxMemoryError, MigrationError
 from flux_memory.schema import sqlite as schema
 from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.report import Report, Status
+from flux_memory.transfer.rows.new_file import (
+    COUNT_MESSAGES,
+    INSERT_DETAILS,
+    INSERT_FEEDBACK,
+    INSERT_MESSAGE,
+    INSERT_SESSION,
+)
 from flux_memory.transfer.rows.pgcopy import CopyReader
 from flux_memory.transfer.rows.postgres_time import time_text
 from flux_memory.transfer.rows.ratings import FeedbackSpool
@@ -29,7 +36,7 @@ from flux_memory.transfer.target.ratings import compare_feedback
 from flux_memory.transfer.target.server import inspect_target, open_connection
 from flux_memory.transfer.target.transfer_path import TransferPath
 from flux_memory.transfer.target.verify import Comparison, compare
-from flux_memory.transfer.tempfiles import publish, unproven_file
+from flux_memory.transfer.tempfiles import publish, refuse_existing, unproven_file
 from flux_memory.transfer.threads import run_in_thread
 
 SELECT_SESSIONS: Final = """
@@ -54,26 +61,11 @@ SELECT
 FROM messages
 ORDER BY session_id COLLATE "C", seq
 """
-INSERT_SESSION: Final = """
-INSERT INTO sessions (id, user_id, created_at, updated_at, revision)
-VALUES (?, ?, ?, ?, lower(hex(randomblob(16))))
-"""
-INSERT_DETAILS: Final = "INSERT INTO session_details (session_id, title, metadata) VALUES (?, ?, ?)"
-INSERT_MESSAGE: Final = """
-INSERT INTO messages (session_id, seq, id, role, content, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
-"""
 SELECT_FEEDBACK: Final = """
 SELECT
     id, session_id, message_id, user_id, rating::text, comment, corrected_answer, metadata::text, created_at
 FROM feedback
 ORDER BY id COLLATE "C"
-"""
-INSERT_FEEDBACK: Final = """
-INSERT INTO feedback (id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-COUNT_MESSAGES: Final = """
-UPDATE sessions SET message_count = (SELECT count(*) FROM messages WHERE session_id = sessions.id)
 """
 SELECT_MISNUMBERED: Final = """
 SELECT sessions.id
@@ -102,7 +94,7 @@ async def migrate_back(postgres_dsn: str, sqlite_path: Path, watcher: Watcher | 
         FluxMemoryError: The migration failed; the message says why, and what to do.
     """
     postgres_dsn = SecretText(postgres_dsn)
-    _refuse_existing(sqlite_path)
+    refuse_existing(sqlite_path)
     watcher = watcher or NullWatcher()
     report = Report(mask_dsn(postgres_dsn), str(sqlite_path))
     try:
@@ -132,11 +124,6 @@ async def _write_and_prove(postgres_dsn: str, unproven: Path, report: Report, wa
                 report.moved = await _write(connection, unproven, watcher)
             with report.phase(watcher, "Verify", None):
                 await _verify(connection, unproven, report, path, is_one_moment=is_one_moment)
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists() or path.is_symlink():
-        raise MigrationError(f"{path} exists and is not overwritten; move it away, or give another name")
 
 
 async def _write(connection: Any, path: Path, watcher: Watcher) -> MergeResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -27,7 +26,8 @@ from flux_memory.operations.backup.manifest import (
 from flux_memory.operations.backup.planning import BackupPlan
 from flux_memory.operations.backup.retention import choose_removed, remove_backup, remove_lost_manifests
 from flux_memory.transfer.progress import NullWatcher, Watcher
-from flux_memory.transfer.threads import run_in_thread
+from flux_memory.transfer.tempfiles import publish
+from flux_memory.transfer.threads import run_in_thread, run_stoppable
 
 
 @dataclass
@@ -134,8 +134,7 @@ async def _back_up(plan: BackupPlan, report: BackupReport, watcher: Watcher) -> 
         manifest = await work(path)
         watcher.phase("Seal", None)
         # Read again: the checksum is that of the file on the disk, not that of the bytes that were sent there.
-        stopped = threading.Event()
-        size, sha256 = await run_in_thread(lambda: hash_file(path, stopped.is_set), stopped.set)
+        size, sha256 = await run_stoppable(lambda stopped: hash_file(path, stopped))
         manifest = manifest.sealed(size, sha256, verified=plan.verify)
         wanted = plan.directory / file_name(manifest, suffix)
         await run_in_thread(lambda: _name(path, wanted, manifest), lambda: None, undo=lambda: remove_backup(wanted))
@@ -151,7 +150,7 @@ def _name(path: Path, wanted: Path, manifest: Manifest) -> None:
             raise BackupError(f"{wanted} exists, from a backup in the same second; run again")
         hidden.write_file(wanted.parent, manifest_path(wanted), manifest.to_json())
         try:
-            hidden.reveal(path, wanted)
+            publish(path, wanted)
         except BaseException:
             manifest_path(wanted).unlink(missing_ok=True)
             raise

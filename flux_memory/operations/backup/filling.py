@@ -15,32 +15,23 @@ from flux_memory.operations.backup.feedback import feedback_of
 from flux_memory.operations.backup.sqlite_reading import messages_of, sessions_of
 from flux_memory.schema import sqlite as schema
 from flux_memory.transfer.progress import Advance
+from flux_memory.transfer.rows.new_file import (
+    COUNT_MESSAGES,
+    INSERT_DETAILS,
+    INSERT_FEEDBACK,
+    INSERT_MESSAGE,
+    INSERT_SESSION,
+)
 from flux_memory.transfer.rows.pgcopy import ValidMessage, ValidSession
 from flux_memory.transfer.rows.postgres_time import time_text
 from flux_memory.transfer.rows.ratings import ValidFeedback
 from flux_memory.transfer.rows.raw import FEEDBACK_FIELDS
 from flux_memory.transfer.source.reader import Source
+from flux_memory.transfer.threads import Stopped
 
-INSERT_SESSION: Final = """
-INSERT INTO sessions (id, user_id, created_at, updated_at, revision)
-VALUES (?, ?, ?, ?, lower(hex(randomblob(16))))
-"""
-INSERT_DETAILS: Final = "INSERT INTO session_details (session_id, title, metadata) VALUES (?, ?, ?)"
-INSERT_MESSAGE: Final = """
-INSERT INTO messages (session_id, seq, id, role, content, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)
-"""
-INSERT_FEEDBACK: Final = """
-INSERT INTO feedback (id, session_id, message_id, user_id, rating, comment, corrected_answer, metadata, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-COUNT_MESSAGES: Final = """
-UPDATE sessions SET message_count = (SELECT count(*) FROM messages WHERE session_id = sessions.id)
-"""
 _OWNER: Final = FEEDBACK_FIELDS.index("user_id")
 _BATCH_ROWS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
-
-Stopped = Callable[[], bool]
 
 
 def fill_from_archive(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from flux_memory.schema import postgres as schema
 from flux_memory.schema.postgres.tables import WITH_RECORD
 from flux_memory.transfer.progress import Watcher
 from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction, refuse_distributed
-from flux_memory.transfer.threads import run_in_thread
 
 
 async def dump_database(plan: BackupPlan, created_at: datetime, watcher: Watcher, path: Path | None) -> Manifest:
@@ -139,11 +137,7 @@ async def archive_database(
     refuse_different("the archive", contents.differences(written))
     if plan.verify:
         watcher.phase("Verify", None)
-        stopped = threading.Event()
-        differences = await run_in_thread(
-            lambda: prove_archive(path, contents, watcher.advance, stopped.is_set), stopped.set
-        )
-        refuse_different("the archive", differences)
+        refuse_different("the archive", await prove_archive(path, contents, watcher.advance))
     return manifest
 
 

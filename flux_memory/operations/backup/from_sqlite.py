@@ -27,7 +27,6 @@ from flux_memory.operations.backup.sqlite_reading import (
 )
 from flux_memory.transfer.progress import Watcher
 from flux_memory.transfer.source.snapshot import Snapshot, check_file
-from flux_memory.transfer.threads import run_in_thread
 
 _PROGRESS_ROWS = 1000
 
@@ -55,16 +54,12 @@ async def copy_file(plan: BackupPlan, created_at: datetime, watcher: Watcher, pa
     watcher.phase("Copy", None)
     state = await read_file(source_path, read)
     manifest = _manifest(plan, Kind.SQLITE, created_at, state)
-    _describe(state, watcher)
+    watcher.say(f"Read {state.contents}")
     if state.found.refused:
         watcher.say(f"Not valid, and copied as they are: {state.found.refused:,} rows; a migration would refuse them")
     if path is not None and plan.verify:
         watcher.phase("Verify", None)
-        refused = state.found.refused
-        differences = await run_in_thread(
-            lambda: prove_copy(path, state.contents, refused, watcher.advance), lambda: None
-        )
-        refuse_different("the copy", differences)
+        refuse_different("the copy", await prove_copy(path, state.contents, state.found.refused, watcher.advance))
     return manifest
 
 
@@ -96,17 +91,12 @@ async def archive_file(
 
     watcher.phase("Archive", None)
     state = await read_file(source_path, read)
-    _describe(state, watcher)
+    watcher.say(f"Read {state.contents}")
     if unknown := state.source.layout.unknown:
         watcher.say(f"Left out, since they are not conversation memory: {', '.join(unknown)}")
     if path is not None and plan.verify:
         watcher.phase("Verify", None)
-        stopped: list[bool] = []
-        differences = await run_in_thread(
-            lambda: prove_archive(path, state.contents, watcher.advance, lambda: bool(stopped)),
-            lambda: stopped.append(True),
-        )
-        refuse_different("the archive", differences)
+        refuse_different("the archive", await prove_archive(path, state.contents, watcher.advance))
     return _manifest(plan, Kind.ARCHIVE, created_at, state)
 
 
@@ -159,7 +149,3 @@ def _source(plan: BackupPlan) -> Path:
     assert plan.sqlite_path is not None  # noqa: S101 - of a SQLite memory
     check_file(plan.sqlite_path)
     return plan.sqlite_path
-
-
-def _describe(state: SqliteState, watcher: Watcher) -> None:
-    watcher.say(f"Read {state.contents}")

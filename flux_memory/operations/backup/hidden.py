@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import io
 import os
@@ -13,12 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory.errors import BackupError
-from flux_memory.transfer.tempfiles import publish, sync
+from flux_memory.transfer.tempfiles import COMPANIONS, is_locked, locked_file, publish, remove_database
 
 _PREFIX: Final = ".flux-memory-backup-"
-_COMPANIONS: Final = ("-journal", "-wal", "-shm", "")
-"""SQLite's files beside a database, and the file itself, last: it holds the lock."""
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 
 
 @contextmanager
@@ -27,48 +23,24 @@ def hidden_file(directory: Path) -> Iterator[Path]:
 
     The file is locked while in use, so that `remove_leftovers` of another process keeps it.
     """
-    path = directory / f"{_PREFIX}{secrets.token_hex(8)}"
-    lock = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked_file(directory / f"{_PREFIX}{secrets.token_hex(8)}") as path:
         yield path
-    finally:
-        _remove(path)
-        os.close(lock)
 
 
 def remove_leftovers(directory: Path) -> int:
     """Remove the hidden files that killed processes left behind, and return their number."""
     removed = 0
     for path in sorted(directory.glob(f"{_PREFIX}*")):
-        if path.name.endswith(_COMPANIONS[:-1]):
+        if path.name.endswith(COMPANIONS[:-1]):
             # Of a file that is gone: the file itself is removed last.
             if not path.with_name(path.name.rpartition("-")[0]).exists():
                 path.unlink(missing_ok=True)
             continue
         with suppress(OSError):
-            if not _is_locked(path):
-                _remove(path)
+            if not is_locked(path):
+                remove_database(path)
                 removed += 1
     return removed
-
-
-def reveal(hidden: Path, wanted: Path) -> None:
-    """Give a complete file its name, and wait until both are on the disk.
-
-    Raises:
-        OSError: The name is taken, or the disk failed; then the name is not there.
-    """
-    try:
-        publish(hidden, wanted)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # File systems without hard links: exFAT, some network shares.
-        if wanted.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(wanted)) from None
-        hidden.rename(wanted)
-        sync(wanted.absolute().parent)
 
 
 class GuardedFile(io.BufferedWriter):
@@ -119,23 +91,7 @@ def write_file(directory: Path, wanted: Path, text: str) -> None:
     """
     with hidden_file(directory) as hidden:
         hidden.write_text(text, encoding="utf-8")
-        reveal(hidden, wanted)
-
-
-def _remove(path: Path) -> None:
-    for suffix in _COMPANIONS:
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def _is_locked(path: Path) -> bool:
-    lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+        publish(hidden, wanted)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from flux_memory.errors import BackupError
 from flux_memory.operations.backup.contents import Contents
+from flux_memory.transfer.threads import Stopped
 
 SUFFIX: Final = ".manifest.json"
 FORMAT: Final = 1
@@ -194,7 +194,7 @@ def file_name(manifest: Manifest, suffix: str) -> str:
     return f"{manifest.name}{user}-{manifest.created_at.strftime(_STAMP)}{suffix}"
 
 
-def hash_file(path: Path, stopped: Callable[[], bool] = lambda: False) -> tuple[int, str]:
+def hash_file(path: Path, stopped: Stopped) -> tuple[int, str]:
     """Return the size of a file and its SHA-256 in hexadecimal.
 
     Raises:

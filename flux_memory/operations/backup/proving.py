@@ -9,20 +9,21 @@ from flux_memory.errors import BackupError
 from flux_memory.operations.backup.archive_reader import open_archive
 from flux_memory.operations.backup.contents import Contents
 from flux_memory.operations.backup.dumping import checksum_tables, find_own_tables, restore_dump
-from flux_memory.operations.backup.filling import Stopped, fill_from_archive
+from flux_memory.operations.backup.filling import fill_from_archive
 from flux_memory.operations.backup.manifest import Manifest
 from flux_memory.operations.backup.postgres_reading import read_contents
 from flux_memory.operations.backup.programs import find_program
 from flux_memory.operations.backup.scratch import scratch_database
 from flux_memory.operations.backup.sqlite_copy import reading_copy
-from flux_memory.operations.backup.sqlite_reading import read_state
+from flux_memory.operations.backup.sqlite_reading import SqliteState, read_state
 from flux_memory.schema import history
 from flux_memory.transfer.progress import Advance
 from flux_memory.transfer.target.server import inspect_target, open_connection, read_transaction, refuse_distributed
 from flux_memory.transfer.tempfiles import private_directory
+from flux_memory.transfer.threads import Stopped, run_in_thread, run_stoppable
 
 
-def prove_copy(path: Path, expected: Contents, refused: int, advance: Advance) -> list[str]:
+async def prove_copy(path: Path, expected: Contents, refused: int, advance: Advance) -> list[str]:
     """Return how a copy of a SQLite file differs from the state it was made of.
 
     Args:
@@ -31,22 +32,30 @@ def prove_copy(path: Path, expected: Contents, refused: int, advance: Advance) -
         refused: The number of rows that only this file can hold.
         advance: Called with the number of rows read.
     """
-    with reading_copy(path) as db:
-        state = read_state(db, advance)
+
+    def read() -> SqliteState:
+        with reading_copy(path) as db:
+            return read_state(db, advance)
+
+    state = await run_in_thread(read, lambda: None)
     differences = expected.differences(state.contents)
     if state.found.refused != refused:
         differences.append(f"{refused:,} invalid rows became {state.found.refused:,}")
     return differences
 
 
-def prove_archive(path: Path, expected: Contents, advance: Advance, stopped: Stopped) -> list[str]:
+async def prove_archive(path: Path, expected: Contents, advance: Advance) -> list[str]:
     """Return how a SQLite memory that is restored from an archive differs from the state that was archived."""
-    with private_directory() as directory:
-        restored = directory / "restored.db"
-        with open_archive(path) as reader:
-            fill_from_archive(reader, restored, None, lambda _: None, stopped)
-        with reading_copy(restored) as db:
-            return expected.differences(read_state(db, advance).contents)
+
+    def prove(stopped: Stopped) -> list[str]:
+        with private_directory() as directory:
+            restored = directory / "restored.db"
+            with open_archive(path) as reader:
+                fill_from_archive(reader, restored, None, lambda _: None, stopped)
+            with reading_copy(restored) as db:
+                return expected.differences(read_state(db, advance).contents)
+
+    return await run_stoppable(prove)
 
 
 async def prove_dump(path: Path, manifest: Manifest, dsn: str | None, major: int, dump_major: int) -> list[str]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 from flux_memory.errors import BackupError
 from flux_memory.transfer.source.snapshot import connect
+from flux_memory.transfer.threads import Stopped
 
 _PAGES: Final = 2048
 """Pages copied between two looks at a cancellation."""
 _READ_ONLY: Final = "mode=ro&immutable=1"
 
 
-def copy_pages(source: sqlite3.Connection, path: Path, stopped: Callable[[], bool]) -> None:
+def copy_pages(source: sqlite3.Connection, path: Path, stopped: Stopped) -> None:
     """Copy the state that a connection sees to an empty file, which needs no log beside it.
 
     Args:

@@ -11,6 +11,7 @@ from flux_memory.operations.prune.steps import Doomed, PruneCriteria, Vacuumed
 from flux_memory.operations.server_connection import ServerConnection
 from flux_memory.operations.server_tables import check_server_tables
 from flux_memory.records import check_deletion
+from flux_memory.schema.postgres.tables import IS_MEMORY
 
 COUNT_DOOMED: Final = "SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM sessions WHERE {criteria}"
 COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback WHERE user_id = $1"
@@ -25,16 +26,16 @@ LIMIT 1
 OF_USER: Final = "user_id = ${}"
 INACTIVE: Final = "updated_at < ${}::text::timestamp"
 SELECT_CLOCK: Final = "SELECT clock_timestamp()"
-SELECT_TABLES: Final = """
+SELECT_TABLES: Final = f"""
 SELECT
     oid::regclass::text,
     pg_has_role(relowner, 'USAGE')
         OR (current_setting('server_version_num')::int >= 170000 AND has_table_privilege(oid, $1)),
     pg_total_relation_size(oid)
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid)
+WHERE {IS_MEMORY}
 ORDER BY relname DESC
-"""
+"""  # noqa: S608 - constants of ours
 # Only transactions of roles that this one may see. Counts of dead rows do not help: a connection reports its own up to
 # seconds after the vacuum has removed them.
 COUNT_HOLDERS: Final = """

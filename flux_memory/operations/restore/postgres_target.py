@@ -14,19 +14,18 @@ from flux_memory.operations.backup.proving import compare_database
 from flux_memory.operations.backup.sqlite_copy import reading_copy
 from flux_memory.operations.restore.populated import Populated
 from flux_memory.operations.restore.recognizing import Backup
-from flux_memory.operations.restore.unpacking import Unpacked, in_thread
+from flux_memory.operations.restore.unpacking import Unpacked
 from flux_memory.schema import postgres as schema
 from flux_memory.schema.postgres.tables import WITH_RECORD
 from flux_memory.transfer import Plan, Status, migrate
 from flux_memory.transfer.progress import Watcher
-from flux_memory.transfer.rows.pgcopy import DETAIL_COLUMNS, MESSAGE_COLUMNS, SESSION_COLUMNS
 from flux_memory.transfer.rows.ratings import FeedbackSpool
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.rows.validate import RowValidator
 from flux_memory.transfer.source.preflight import preflight
 from flux_memory.transfer.source.ratings import read_feedback
 from flux_memory.transfer.source.reader import EVERYTHING, Source, inspect_source
-from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS, copy_rows
+from flux_memory.transfer.target.load import copy_in_batches
 from flux_memory.transfer.target.moves import LOCK_MIGRATIONS
 from flux_memory.transfer.target.ratings import COUNT_FEEDBACK, load_feedback
 from flux_memory.transfer.target.server import (
@@ -36,6 +35,7 @@ from flux_memory.transfer.target.server import (
     refuse_distributed,
     write_transaction,
 )
+from flux_memory.transfer.threads import run_stoppable
 
 COUNT_USER: Final = """
 SELECT count(*), coalesce(sum((SELECT count(*) FROM messages WHERE session_id::text = sessions.id::text)), 0)::bigint
@@ -150,7 +150,7 @@ async def replace_user(unpacked: Unpacked, dsn: str, user: str, watcher: Watcher
             found = preflight(source, validator, spool, lambda _: None, EVERYTHING)
             read_feedback(source, validator, entries, spool, found)
 
-        await in_thread(lambda _: read())
+        await run_stoppable(lambda _: read())
         async with open_connection(dsn) as connection:
             await prepare_schema(connection)
             watcher.phase("Load", unpacked.contents.rows)
@@ -164,7 +164,7 @@ async def replace_user(unpacked: Unpacked, dsn: str, user: str, watcher: Watcher
                 for sql in DELETE_USER:
                     await connection.execute(sql, user)
                 await _refuse_taken(connection, spool, user, dsn)
-                await _copy(connection, spool, watcher)
+                await copy_in_batches(connection, [spool], watcher.advance)
                 await load_feedback(connection, entries, recorded=False, restores_deleted=True)
                 watcher.phase("Verify", None)
                 found, _ = await read_contents(connection, user=user)
@@ -185,17 +185,6 @@ async def _refuse_taken(connection: Any, spool: Spool, user: str, dsn: str) -> N
             f"sessions of the backup belong to another user in {mask_dsn(dsn)}: {', '.join(taken[:3])}; nothing was "
             "changed. Restore into another database"
         )
-
-
-async def _copy(connection: Any, spool: Spool, watcher: Watcher) -> None:
-    continues = False
-    for batch in spool.batches(BATCH_ROWS, BATCH_BYTES):
-        sessions = batch.sessions[continues:]
-        await copy_rows(connection, "sessions", SESSION_COLUMNS, sessions)
-        await copy_rows(connection, "session_details", DETAIL_COLUMNS, batch.details[continues:])
-        await copy_rows(connection, "messages", MESSAGE_COLUMNS, batch.messages)
-        watcher.advance(len(sessions) + batch.message_count)
-        continues = batch.continues
 
 
 def _refuse(dsn: str, differences: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ from flux_memory.operations.backup.archive_reader import open_archive
 from flux_memory.operations.backup.compression import detect
 from flux_memory.operations.backup.dumping import is_dump
 from flux_memory.operations.backup.manifest import SUFFIX, Kind, Manifest, hash_file, manifest_path, read_manifest
+from flux_memory.transfer.threads import Stopped
 
 _SQLITE: Final = b"SQLite format 3\x00"
 
@@ -30,7 +30,7 @@ class Backup:
     """When and of which store, in words."""
 
 
-def recognize(path: Path, *, needs_manifest: bool, stopped: Callable[[], bool]) -> Backup:
+def recognize(path: Path, *, needs_manifest: bool, stopped: Stopped) -> Backup:
     """Read a file's first bytes and its manifest, and compare its size and its checksum.
 
     Args:
@@ -94,7 +94,7 @@ def _manifest_of(path: Path) -> Manifest | None:
         raise BackupError(f"{manifest_path(path)} cannot be read: {error.strerror}; check its rights") from error
 
 
-def _compare(path: Path, manifest: Manifest, stopped: Callable[[], bool]) -> None:
+def _compare(path: Path, manifest: Manifest, stopped: Stopped) -> None:
     try:
         size = path.stat().st_size
         if size != manifest.size:

@@ -17,9 +17,10 @@ from flux_memory.operations.backup.manifest import Kind
 from flux_memory.operations.restore import postgres_target, sqlite_target
 from flux_memory.operations.restore.populated import Populated
 from flux_memory.operations.restore.recognizing import Backup, recognize
-from flux_memory.operations.restore.unpacking import Unpacked, in_thread, unpack
+from flux_memory.operations.restore.unpacking import Unpacked, unpack
 from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.tempfiles import private_directory
+from flux_memory.transfer.threads import run_stoppable
 
 
 class Outcome(StrEnum):
@@ -125,7 +126,7 @@ class _Restore:
     async def run(self) -> None:
         plan, report, watcher = self._plan, self._report, self._watcher
         watcher.phase("Check", None)
-        backup = await in_thread(
+        backup = await run_stoppable(
             lambda stopped: recognize(plan.path, needs_manifest=plan.needs_manifest, stopped=stopped)
         )
         report.made, report.user = backup.made, self._choose_user(backup)
@@ -165,7 +166,7 @@ class _Restore:
         elif (path := self._plan.sqlite_path) is not None:
             if path.absolute() == self._plan.path.absolute() or (path.exists() and path.samefile(self._plan.path)):
                 raise BackupError(f"{path} is the backup itself; give another target")
-            report.lost = await in_thread(lambda _: sqlite_target.inspect_file(path, report.user))
+            report.lost = await run_stoppable(lambda _: sqlite_target.inspect_file(path, report.user))
         what = "" if report.user is None else " of the user"
         self._watcher.say(f"Target: {report.target}, with {report.lost}{what}")
         return schema_name
@@ -199,11 +200,11 @@ class _Restore:
         watcher.phase("Load", None)
         if not lost.exists:
             hidden.remove_leftovers(path.absolute().parent)
-            await in_thread(lambda stopped: sqlite_target.create_file(unpacked, path, stopped))
+            await run_stoppable(lambda stopped: sqlite_target.create_file(unpacked, path, stopped))
         elif user is None:
-            await in_thread(lambda stopped: sqlite_target.overwrite_file(unpacked, path, stopped))
+            await run_stoppable(lambda stopped: sqlite_target.overwrite_file(unpacked, path, stopped))
         else:
-            await in_thread(lambda stopped: sqlite_target.replace_user(unpacked, path, user, stopped))
+            await run_stoppable(lambda stopped: sqlite_target.replace_user(unpacked, path, user, stopped))
 
     def _why_refused(self) -> str:
         user = "" if self._report.user is None else " of the user"

@@ -13,12 +13,13 @@ from flux_memory.backends.sqlite.opening import connect
 from flux_memory.errors import BackupError, FluxMemoryError
 from flux_memory.operations.backup import hidden
 from flux_memory.operations.backup.contents import Contents
-from flux_memory.operations.backup.filling import Stopped
 from flux_memory.operations.backup.sqlite_copy import copy_pages, reading_copy
 from flux_memory.operations.backup.sqlite_reading import read_state
 from flux_memory.operations.restore.populated import Populated
 from flux_memory.operations.restore.unpacking import Unpacked
 from flux_memory.transfer.source.reader import inspect_source
+from flux_memory.transfer.tempfiles import publish
+from flux_memory.transfer.threads import Stopped
 
 COUNT_USER: Final = """
 SELECT count(*), coalesce(sum((SELECT count(*) FROM messages WHERE session_id = sessions.id)), 0)
@@ -112,7 +113,7 @@ def create_file(unpacked: Unpacked, path: Path, stopped: Stopped) -> None:
                 copy_pages(db, made, stopped)
             with reading_copy(made) as db:
                 _compare(unpacked, read_state(db, lambda _: None).contents)
-            hidden.reveal(made, path)
+            publish(made, path)
     except FileExistsError:
         raise BackupError(f"another process has created {path} meanwhile; stop it, and run again") from None
     except OSError as error:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from flux_memory.dsn import parse_dsn
 from flux_memory.errors import BackupError
 from flux_memory.operations.backup.archive_reader import open_archive
 from flux_memory.operations.backup.contents import Contents
 from flux_memory.operations.backup.dumping import restore_dump
-from flux_memory.operations.backup.filling import Stopped, fill_from_archive, fill_from_source
+from flux_memory.operations.backup.filling import fill_from_archive, fill_from_source
 from flux_memory.operations.backup.manifest import Kind
 from flux_memory.operations.backup.programs import find_program
 from flux_memory.operations.backup.scratch import scratch_database
@@ -23,9 +20,7 @@ from flux_memory.operations.restore.recognizing import Backup
 from flux_memory.transfer import Status, migrate_back
 from flux_memory.transfer.progress import Advance, Watcher
 from flux_memory.transfer.target.server import open_connection, prepare_schema
-from flux_memory.transfer.threads import run_in_thread
-
-Result = TypeVar("Result")
+from flux_memory.transfer.threads import Stopped, run_stoppable
 
 
 @dataclass(frozen=True)
@@ -36,12 +31,6 @@ class Unpacked:
     contents: Contents
     unknown: tuple[str, ...] = ()
     """Tables and columns in it that are not conversation memory."""
-
-
-async def in_thread(work: Callable[[Stopped], Result]) -> Result:
-    """Run work in a thread; after a cancellation the function that it gets returns true."""
-    stopped = threading.Event()
-    return await run_in_thread(lambda: work(stopped.is_set), stopped.set)
 
 
 async def unpack(backup: Backup, user: str | None, directory: Path, dsn: str | None, watcher: Watcher) -> Unpacked:
@@ -60,20 +49,20 @@ async def unpack(backup: Backup, user: str | None, directory: Path, dsn: str | N
     watcher.phase("Read", None)
     if backup.kind is Kind.ARCHIVE:
         unpacked = directory / "unpacked.db"
-        held = await in_thread(lambda stopped: _read_archive(backup, unpacked, user, watcher.advance, stopped))
-        return await in_thread(lambda _: _prove(unpacked, held))
+        held = await run_stoppable(lambda stopped: _read_archive(backup, unpacked, user, watcher.advance, stopped))
+        return await run_stoppable(lambda _: _prove(unpacked, held))
     source = backup.path
     if backup.kind is Kind.DUMP:
         source = directory / "dump.db"
         await _read_dump(backup, source, dsn)
     expected = None if backup.manifest is None else backup.manifest.contents
     if user is None:
-        return await in_thread(lambda _: _prove(source, expected))
+        return await run_stoppable(lambda _: _prove(source, expected))
     one = directory / "user.db"
-    taken = await in_thread(
+    taken = await run_stoppable(
         lambda stopped: _take_user(source, expected, one, user, advance=watcher.advance, stopped=stopped)
     )
-    return await in_thread(lambda _: _prove(one, taken))
+    return await run_stoppable(lambda _: _prove(one, taken))
 
 
 def _read_archive(backup: Backup, path: Path, user: str | None, advance: Advance, stopped: Stopped) -> Contents:

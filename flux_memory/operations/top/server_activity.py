@@ -21,6 +21,7 @@ from flux_memory.operations.top.readings import (
     TableSize,
 )
 from flux_memory.schema import postgres as schema
+from flux_memory.schema.postgres.tables import IS_MEMORY
 
 NAME_CONNECTION: Final = "SET application_name = 'flux-memory top'"
 SET_LIMITS: Final = "SET LOCAL lock_timeout = '500ms'; SET LOCAL statement_timeout = '2s'"
@@ -33,7 +34,7 @@ SELECT
     pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
     pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::bigint
 """
-SELECT_TABLES: Final = """
+SELECT_TABLES: Final = f"""
 SELECT
     relname::text,
     pg_total_relation_size(oid),
@@ -41,9 +42,9 @@ SELECT
     pg_stat_get_dead_tuples(oid),
     pg_stat_get_tuples_inserted(oid)
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND relkind = 'r' AND pg_table_is_visible(oid)
+WHERE {IS_MEMORY} AND relkind = 'r'
 ORDER BY 2 DESC
-"""
+"""  # noqa: S608 - constants of ours
 SELECT_NEWEST: Final = """
 SELECT id, user_id, message_count, extract(epoch FROM clock_timestamp() AT TIME ZONE 'UTC' - updated_at)::float8
 FROM sessions

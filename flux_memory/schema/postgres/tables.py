@@ -20,6 +20,9 @@ IS_OURS: Final = """(relname <> 'feedback' OR relnamespace = (
     FROM pg_class AS sessions
     WHERE sessions.relname = 'sessions' AND pg_table_is_visible(sessions.oid)
 ))"""
+IS_MEMORY: Final = f"""relname IN ('sessions', 'session_details', 'messages', 'feedback')
+    AND pg_table_is_visible(oid) AND {IS_OURS}"""
+"""The condition by which a row of pg_class is a table with the memory's rows."""
 # Not to_regclass(), whose cache may miss a table that another session has just created. Reading a catalogue refreshes
 # the cache. The order is that in which unlogged tables can become logged.
 SELECT_RELATIONS: Final = f"""

@@ -9,7 +9,7 @@ import asyncpg
 
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.errors import MigrationError, SchemaError
-from flux_memory.schema.postgres.tables import IS_OURS
+from flux_memory.schema.postgres.tables import IS_MEMORY
 from flux_memory.transfer.progress import Advance, Watcher
 from flux_memory.transfer.rows.pgcopy import (
     COPY_HEADER,
@@ -70,14 +70,14 @@ COUNT_ROWS: Final = "SELECT (SELECT count(*) FROM sessions), (SELECT count(*) FR
 IS_OWNER: Final = f"""
 SELECT bool_and(pg_has_role(relowner, 'USAGE'))
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+WHERE {IS_MEMORY}
 """  # noqa: S608 - constants of ours
 # Deleting a session would delete the rows of such a table, or fail.
 SELECT_REFERRING: Final = f"""
 WITH memory AS (
     SELECT oid
     FROM pg_class
-    WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+    WHERE {IS_MEMORY}
 )
 SELECT string_agg(DISTINCT conrelid::regclass::text, ', ')
 FROM pg_constraint
@@ -202,7 +202,7 @@ async def _fill(
     else:
         if deletes:
             await connection.execute(EMPTY)
-        await _copy_in_batches(connection, parts, watcher.advance)
+        await copy_in_batches(connection, parts, watcher.advance)
     if record is not None:
         await record.add_every_session(connection)
         await record.add_move(connection, found.sessions, found.messages)
@@ -226,7 +226,7 @@ async def _fill_without_keys(
     else:
         watcher.say(f"The keys cannot be dropped ({obstacle}), so the rows are loaded in batches beside them")
         await connection.execute(DELETE_ROWS)
-        await _copy_in_batches(connection, parts, watcher.advance)
+        await copy_in_batches(connection, parts, watcher.advance)
 
 
 class _Keys:
@@ -276,7 +276,8 @@ async def _copy_all(connection: Any, parts: Sequence[Spool], found: PreflightRes
         await connection.copy_to_table(table, source=data, columns=columns, format="binary", freeze=True)
 
 
-async def _copy_in_batches(connection: Any, parts: Sequence[Spool], advance: Advance) -> None:
+async def copy_in_batches(connection: Any, parts: Sequence[Spool], advance: Advance) -> None:
+    """Send all rows to tables that have none of them, in the caller's transaction."""
     # One COPY of all rows would queue a check of the foreign key for each of them in the server's memory.
     for part in parts:
         continues = False

@@ -117,19 +117,34 @@ async def open_record(
         await connection.execute(LOCK_MIGRATIONS)
         # Again: reading the source took a while.
         await refuse_strangers(connection, WITH_RECORD)
-        if not await connection.fetchval(HAS_RECORD):
-            if await connection.fetchval(ENTER_SCHEMA) is None:
-                return None
-            try:
-                async with connection.transaction():
-                    await connection.execute(CREATE_RECORD)
-                    if give := await connection.fetchval(SELECT_GIVE_TO_OWNER):
-                        await connection.execute(give)
-            except asyncpg.RaiseError:
-                # An event trigger guards against DDL.
-                return None
+        if not await ensure_tables(connection, HAS_RECORD, CREATE_RECORD, SELECT_GIVE_TO_OWNER):
+            return None
         found = await _find_source_id(connection, digests, sessions)
     return MoveRecord(found if found and complete else uuid4(), _shown(file), known=found is not None)
+
+
+async def ensure_tables(connection: Any, has: str, create: str, select_gift: str) -> bool:
+    """Return whether a record has its tables; if they are missing, create them where the role may.
+
+    Args:
+        connection: Connected to a target with the current schema, in a transaction.
+        has: Selects whether the tables exist.
+        create: Creates them.
+        select_gift: Selects the statement that gives them to the owner of the memory's tables, if a superuser runs it.
+    """
+    if await connection.fetchval(has):
+        return True
+    if await connection.fetchval(ENTER_SCHEMA) is None:
+        return False
+    try:
+        async with connection.transaction():
+            await connection.execute(create)
+            if give := await connection.fetchval(select_gift):
+                await connection.execute(give)
+    except asyncpg.RaiseError:
+        # An event trigger guards against DDL.
+        return False
+    return True
 
 
 async def may_read_record(connection: Any) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-import asyncpg
-
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.transfer.rows.ratings import FEEDBACK_DIGEST, FeedbackSpool, ValidFeedback, as_json
-from flux_memory.transfer.target.moves import ENTER_SCHEMA, LOCK_MIGRATIONS
+from flux_memory.transfer.target.merge import count_rows
+from flux_memory.transfer.target.moves import LOCK_MIGRATIONS, ensure_tables
 from flux_memory.transfer.target.server import write_transaction
 from flux_memory.transfer.target.verify import FEEDBACK_MISSING, Comparison
 
@@ -65,17 +64,8 @@ async def open_feedback_record(connection: Any) -> bool:
     Call it in a transaction, once the target has its record of moves.
     """
     await connection.execute(LOCK_MIGRATIONS)
-    if not await connection.fetchval(HAS_RECORD):
-        if await connection.fetchval(ENTER_SCHEMA) is None:
-            return False
-        try:
-            async with connection.transaction():
-                await connection.execute(CREATE_RECORD)
-                if give := await connection.fetchval(SELECT_GIVE_TO_OWNER):
-                    await connection.execute(give)
-        except asyncpg.RaiseError:
-            # An event trigger guards against DDL.
-            return False
+    if not await ensure_tables(connection, HAS_RECORD, CREATE_RECORD, SELECT_GIVE_TO_OWNER):
+        return False
     return bool(await connection.fetchval(MAY_READ_RECORD) and await connection.fetchval(MAY_WRITE_RECORD))
 
 
@@ -100,8 +90,7 @@ async def load_feedback(
             if recorded and not restores_deleted:
                 moved = await _recorded(connection, [row.id for row in batch])
                 wanted = [row for row in batch if row.id not in moved]
-            status: str = await connection.execute(INSERT_FEEDBACK, as_json(wanted))
-            added += int(status.rpartition(" ")[2])
+            added += count_rows(await connection.execute(INSERT_FEEDBACK, as_json(wanted)))
             if recorded:
                 await connection.execute(RECORD_IDS, as_json(batch))
     return added

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any, Final
 
 from flux_memory.errors import SchemaError
-from flux_memory.schema.postgres.tables import IS_OURS
+from flux_memory.schema.postgres.tables import IS_MEMORY
 
 # Tables of an earlier version have no details; only their owner upgrades them.
 MAY_READ: Final = f"""
 SELECT bool_and(has_table_privilege(oid, 'SELECT'))
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+WHERE {IS_MEMORY}
 """  # noqa: S608 - constants of ours
 MAY_WRITE: Final = f"""
 SELECT bool_and(has_table_privilege(oid, 'INSERT')) AND has_table_privilege('sessions', 'UPDATE')
 FROM pg_class
-WHERE relname IN ('sessions', 'session_details', 'messages', 'feedback') AND pg_table_is_visible(oid) AND {IS_OURS}
+WHERE {IS_MEMORY}
 """  # noqa: S608 - constants of ours
 # NULL if there is no record.
 MAY_USE_RECORD: Final = """
