@@ -133,9 +133,12 @@ class RatingsContract(Binding):
             *({"corrected_answer": other} for other in ("", None)),
             *({"metadata": other} for other in ({}, {"n": True}, {"n": "1"}, {"n": 1, "m": 2})),
         ]
-        for change in changes:
+
+        async def add_over(change: dict[str, Any]) -> None:
             with pytest.raises(ConflictError):
                 await memory.feedback.add(feedback_id="f", **{**first, **change})
+
+        await together(map(add_over, changes))
         assert await memory.feedback.get() == before
 
     @clause(
