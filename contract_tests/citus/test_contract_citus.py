@@ -10,12 +10,13 @@ from typing import Final
 import pytest
 from bound_stores import Corrupt, ReadRaw, make_postgres_corrupter, make_postgres_reader
 from cluster_stores import COORDINATOR, WORKER, empty, in_schema, make_cluster_clock, make_cluster_outages
+from outage_stores import make_postgres_locks
 from transfer_memories import make_tables
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit import MemoryContract, Proxied
+from flux_memory.testkit.contract.hooks import ClockAt, HoldLocks
 from flux_memory.testkit.contract.outages import Outage
-from flux_memory.testkit.contract.under_test import ClockAt
 
 DAMAGE: Final = "UPDATE messages SET created_at = 'infinity' WHERE session_id = $1 AND id = $2"
 
@@ -45,6 +46,10 @@ class TestCitusCoordinator(MemoryContract):
     @pytest.fixture
     def outages(self, dsn: str) -> Sequence[Outage]:
         return make_cluster_outages(dsn)
+
+    @pytest.fixture
+    def hold_locks(self, dsn: str) -> HoldLocks:
+        return make_postgres_locks(dsn)
 
     @pytest.fixture
     def proxied_memory_factory(self, dsn: str) -> Proxied:

@@ -111,6 +111,7 @@ def test_a_clause_needs_no_more_than_it_says(clause_id: str, tmp_path: Path) -> 
         max_id_length=SMALL_ID_LENGTH,
         corrupt_message=make_reference_corrupter(path),
         read_raw=make_reference_reader(path),
+        hold_locks=switch.hold,
         outages=switch.outages(open_memory) if Capability.OUTAGES in claimed else (),
     )
     assert run_clause(clause_id, store) is None

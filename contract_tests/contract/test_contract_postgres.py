@@ -16,13 +16,14 @@ from bound_stores import (
     make_postgres_reader,
     run_async_clause,
 )
-from outage_stores import make_postgres_outages
+from outage_stores import make_postgres_locks, make_postgres_outages
 from raw_postgres import execute, fetch_rows, wait_until_none
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit import MemoryContract, Proxied
+from flux_memory.testkit.contract.hooks import ClockAt, HoldLocks
 from flux_memory.testkit.contract.outages import Outage
-from flux_memory.testkit.contract.under_test import ClockAt, StoreUnderTest
+from flux_memory.testkit.contract.under_test import StoreUnderTest
 
 DAMAGES: Final = {
     "JSON of another kind": "UPDATE messages SET metadata = '[]' WHERE session_id = $1 AND id = $2",
@@ -52,6 +53,10 @@ class TestPostgreSQL(MemoryContract):
     @pytest.fixture
     def outages(self, flux_memory_postgres_dsn: str) -> Sequence[Outage]:
         return make_postgres_outages(flux_memory_postgres_dsn)
+
+    @pytest.fixture
+    def hold_locks(self, flux_memory_postgres_dsn: str) -> HoldLocks:
+        return make_postgres_locks(flux_memory_postgres_dsn)
 
     @pytest.fixture
     def proxied_memory_factory(self, flux_memory_postgres_dsn: str) -> Proxied:

@@ -9,8 +9,10 @@ from typing import Final
 
 import pytest
 from bound_stores import ReadRaw, make_reference_reader
+from outage_stores import Switch, SwitchedMemory
 
 from flux_memory.testkit import MemoryContract, Proxied, ReferenceMemory, ReferenceStore
+from flux_memory.testkit.contract.hooks import HoldLocks
 from flux_memory.testkit.reference.networked import NetworkedMemory, ReferenceServer
 
 LARGE: Final = frozenset({"FM-AMT-001", "FM-DEL-013", "FM-LIM-010", "FM-LIM-030", "FM-LIM-031"})
@@ -21,9 +23,17 @@ class TestReference(MemoryContract):
     backend = "Reference"
 
     @pytest.fixture
-    def memory_factory(self, tmp_path: Path, flux_clause: str) -> Callable[[], ReferenceMemory]:
+    def switch(self) -> Switch:
+        return Switch()
+
+    @pytest.fixture
+    def memory_factory(self, tmp_path: Path, flux_clause: str, switch: Switch) -> Callable[[], ReferenceMemory]:
         store = ReferenceStore(None if flux_clause in LARGE else tmp_path / "reference.json")
-        return lambda: ReferenceMemory(store)
+        return lambda: SwitchedMemory(store, switch)
+
+    @pytest.fixture
+    def hold_locks(self, switch: Switch) -> HoldLocks:
+        return switch.hold
 
     @pytest.fixture
     def proxied_memory_factory(self, tmp_path: Path) -> Iterator[Proxied]:

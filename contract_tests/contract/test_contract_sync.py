@@ -17,13 +17,13 @@ from bound_stores import (
     make_sqlite_corrupter,
     make_sqlite_reader,
 )
-from outage_stores import make_lock_outages, make_postgres_outages
+from outage_stores import make_lock_outages, make_postgres_locks, make_postgres_outages, make_sqlite_locks
 from threaded_memory import ThreadedMemory
 
 from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.testkit import ALL, Capability, MemoryContract, Proxied
+from flux_memory.testkit.contract.hooks import ClockAt, HoldLocks
 from flux_memory.testkit.contract.outages import Outage
-from flux_memory.testkit.contract.under_test import ClockAt
 
 
 def threaded(outages: Sequence[Outage]) -> Sequence[Outage]:
@@ -46,6 +46,10 @@ class TestSyncSQLite(MemoryContract):
     @pytest.fixture
     def outages(self, path: Path) -> Sequence[Outage]:
         return threaded(make_lock_outages(path))
+
+    @pytest.fixture
+    def hold_locks(self, path: Path) -> HoldLocks:
+        return make_sqlite_locks(path)
 
     @pytest.fixture
     def corrupt_message(self, path: Path) -> Corrupt:
@@ -74,6 +78,10 @@ class TestSyncPostgreSQL(MemoryContract):
     @pytest.fixture
     def outages(self, flux_memory_postgres_dsn: str) -> Sequence[Outage]:
         return threaded(make_postgres_outages(flux_memory_postgres_dsn))
+
+    @pytest.fixture
+    def hold_locks(self, flux_memory_postgres_dsn: str) -> HoldLocks:
+        return make_postgres_locks(flux_memory_postgres_dsn)
 
     @pytest.fixture
     def proxied_memory_factory(self, flux_memory_postgres_dsn: str) -> Proxied:

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 from bound_stores import make_postgres_clock, make_postgres_corrupter, make_postgres_reader, run_clause
 from distant_stores import Distance, choose, is_small, is_sociable, make_distant_store, run_at_the_same_time
-from outage_stores import make_postgres_outages
+from outage_stores import make_postgres_locks, make_postgres_outages
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit import CLAUSES, Proxy, network_outages
@@ -46,6 +46,7 @@ def distant_postgres(clause_id: str, request: pytest.FixtureRequest) -> Iterator
             clock_at=make_postgres_clock(dsn),
             corrupt_message=make_postgres_corrupter(dsn, DAMAGE),
             read_raw=make_postgres_reader(dsn),
+            hold_locks=make_postgres_locks(dsn),
             outages=(*broken, *make_postgres_outages(far.dsn)),
         )
 

@@ -11,6 +11,7 @@ import pytest
 from bound_stores import make_postgres_clock, make_postgres_corrupter, make_postgres_reader, run_clause
 from distant_stores import choose, is_small
 from fault_cluster import wait_for_replica
+from outage_stores import make_postgres_locks
 from raw_postgres import execute
 from replicated_cluster import Replicated, run_replicated
 
@@ -69,6 +70,7 @@ def store(replicated: Replicated) -> Iterator[StoreUnderTest]:
             clock_at=make_postgres_clock(dsn),
             corrupt_message=make_postgres_corrupter(dsn, DAMAGE),
             read_raw=make_postgres_reader(dsn),
+            hold_locks=make_postgres_locks(dsn),
             outages=network_outages(breakable, lambda: open_memory(breakable.dsn)),
         )
 

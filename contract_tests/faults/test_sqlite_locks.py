@@ -221,7 +221,9 @@ def test_a_read_that_takes_too_long_is_stopped(store: Store, fault: Fault) -> No
             await memory.count_sessions()
             worker = await memory._life.opened()
             endless = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
-            reading = asyncio.ensure_future(worker.read(lambda db: db.execute(endless).fetchone(), 0.2))
+            reading = asyncio.ensure_future(
+                worker.read(lambda db: db.execute(endless).fetchone(), 0.2, memory._life.timer)
+            )
             (outcome,) = await asyncio.gather(reading, return_exceptions=True)
             assert isinstance(outcome, sqlite3.OperationalError | BackendUnavailableError)
             with deadline(15):

@@ -136,15 +136,6 @@ def test_a_path_that_names_no_file_is_a_usage_error(path: str) -> None:
     assert "give the path of a file" in result.output
 
 
-@pytest.mark.parametrize("seconds", ["nan", "inf"])
-def test_an_invalid_timeout_is_refused(tmp_path: Path, seconds: str) -> None:
-    """Both backends refuse it before they open anything."""
-    for target in (["--sqlite-path", str(tmp_path / "chat.db")], ["--postgres-dsn", "postgresql://nowhere.invalid/db"]):
-        result = run_check(*target, "--timeout", seconds)
-        assert result.exit_code == 1
-        assert f"seconds is {seconds}; it must be more than 0 and finite" in result.stderr
-
-
 def test_the_timeout_is_kept_while_another_process_holds_the_lock(tmp_path: Path) -> None:
     """Reading the file and the calls of the full check keep the timeout; SQLite's own default is five seconds."""
     path = tmp_path / "chat.db"

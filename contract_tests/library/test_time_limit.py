@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 
 from flux_memory.backends.deadlines import TimeLimit
+from flux_memory.backends.shared_timer import SharedTimer
 
 Limit = Callable[[float], AbstractAsyncContextManager[object]]
 
@@ -16,7 +17,7 @@ Limit = Callable[[float], AbstractAsyncContextManager[object]]
 @asynccontextmanager
 async def limit_time(seconds: float) -> AsyncIterator[None]:
     """Run a block within a `TimeLimit`."""
-    with TimeLimit(seconds):
+    with TimeLimit(seconds, SharedTimer(asyncio.get_running_loop())):
         yield
 
 

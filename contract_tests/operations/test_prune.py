@@ -292,7 +292,7 @@ async def test_the_applications_role_prunes_and_may_not_vacuum(flux_memory_postg
         (("--inactive", "3m"), "write a whole number and a unit"),
         (("--inactive", "0d"), "is zero"),
         (("--user", "ann", "--dry-run", "--vacuum"), "exclude each other"),
-        (("--user", "ann", "--timeout", "nan"), "takes a number of seconds"),
+        (("--user", "ann", "--timeout", "nan"), "is not a number of seconds"),
     ],
 )
 def test_wrong_usage_deletes_nothing(path: Path, arguments: tuple[str, ...], says: str) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from ordinary_user import become_ordinary_user
 from original_application import make_file_with_data
 from plain_stores import PlainStore
 from raw_postgres import connect, create_role, fetch_rows, reserve_port, with_parameter
@@ -268,6 +270,22 @@ def test_other_tables_and_none(path: Path, flux_empty_database: str) -> None:
     (missing,) = read_once(PlainStore(str(path))).missing
     assert "missing or of an earlier version" in missing
     assert path.read_bytes() == before
+
+
+def test_a_file_of_another_user_needs_no_right_to_write() -> None:
+    """Nothing is written, so a reader of the file may watch it; a directory is called one."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        path = Path(name) / "chat.db"
+        store = PlainStore(str(path))
+        store.fill(2)
+        path.parent.chmod(0o555)
+        path.chmod(0o444)
+        with become_ordinary_user():
+            reading = read_once(store)
+        assert (reading.sessions, sorted(each.name for each in path.parent.iterdir())) == (2, ["chat.db"])
+        result = run_top(PlainStore(name), "--once")
+        assert (result.exit_code, "is a directory; give the path of a file in it" in result.stderr) == (1, True)
+        path.parent.chmod(0o755)
 
 
 def test_a_store_that_cannot_be_read(path: Path) -> None:

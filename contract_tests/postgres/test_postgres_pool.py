@@ -75,6 +75,7 @@ async def test_a_connection_that_the_driver_cannot_use_is_replaced(flux_memory_p
                 raise asyncpg.InternalClientError("cannot switch to state 18; another operation (2) is in progress")
             return await connection.fetchval("SELECT 1")
 
+        await memory.ping()
         state = CallState(writes=False)
         assert await memory._run(state, lambda store: store.executor.run(state, select), 5.0) == 1
     assert used[0] is not used[1]

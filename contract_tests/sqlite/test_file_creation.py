@@ -1,7 +1,8 @@
-"""The creation of a file, beside other handles of the process."""
+"""Tests the creation of a file beside other handles of the process."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flux_memory import ConversationMemory
 from flux_memory.backends.sqlite.file import make_private
 
 
@@ -31,3 +33,14 @@ def test_no_handle_opens_a_file_that_another_is_creating(path: Path, monkeypatch
     make_private(path)
     other.join()
     assert overlaps == [False]
+
+
+@pytest.mark.asyncio
+async def test_first_use_races_on_many_files(tmp_path: Path) -> None:
+    """Handles that race to create a file always wait for its lock."""
+    for number in range(60):
+        handles = [ConversationMemory(tmp_path / f"{number}.db") for _ in range(8)]
+        outcomes = await asyncio.gather(*(handle.create_session() for handle in handles), return_exceptions=True)
+        for handle in handles:
+            await handle.close()
+        assert all(isinstance(outcome, str) for outcome in outcomes), outcomes

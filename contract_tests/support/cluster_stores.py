@@ -13,8 +13,8 @@ from raw_postgres import connect, execute, fetch_rows, with_parameter
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.operations.distribute import distribute
+from flux_memory.testkit.contract.hooks import ClockAt
 from flux_memory.testkit.contract.outages import Outage
-from flux_memory.testkit.contract.under_test import ClockAt
 
 COORDINATOR: Final = "FLUX_MEMORY_CITUS_DSN"
 """The variable with the DSN of the coordinator's database; its role may create schemas in it."""

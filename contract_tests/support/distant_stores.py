@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import starmap
 from pathlib import Path
 from typing import Any, Final
 
 from bound_stores import make_reference_corrupter, make_reference_reader, run_async_clause
-from outage_stores import TIMEOUT_SECONDS, Switch
+from outage_stores import TIMEOUT_SECONDS, Switch, needs_lock
 
 from flux_memory import BackendUnavailableError, OutcomeUnknownError
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit import CLAUSES, MemoryContract, ReferenceMemory, ReferenceStore
 from flux_memory.testkit.clauses import Clause
+from flux_memory.testkit.contract.hooks import Record
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 from flux_memory.testkit.reference.memory import READS, WRITES
 
@@ -65,8 +67,8 @@ class DistantMemory(ReferenceMemory):
         self._sent: set[asyncio.Task[Any]] = set()
         self._ready_at: float | None = None
 
-    async def request(self, call: Callable[[], Any]) -> Any:
-        """Send a request and return the store's answer."""
+    async def request(self, call: Callable[[], Any], needs: Callable[[Record], bool]) -> Any:
+        """Send a request, which waits at the store for the locks that it needs, and return the store's answer."""
         self._check_open()
         loop = asyncio.get_running_loop()
         seconds = seconds_for(TIMEOUT_SECONDS)
@@ -80,7 +82,7 @@ class DistantMemory(ReferenceMemory):
         except TimeoutError:
             raise BackendUnavailableError("the store did not answer in time; nothing was stored") from None
         self._check_open()
-        sent = loop.create_task(self._travel(call, ends))
+        sent = loop.create_task(self._travel(call, needs, ends))
         self._sent.add(sent)
         sent.add_done_callback(self._arrived)
         done, _ = await asyncio.wait({sent}, timeout=ends - loop.time())
@@ -94,10 +96,10 @@ class DistantMemory(ReferenceMemory):
         while self._sent:
             await asyncio.wait(set(self._sent))
 
-    async def _travel(self, call: Callable[[], Any], ends: float) -> Any:
+    async def _travel(self, call: Callable[[], Any], needs: Callable[[Record], bool], ends: float) -> Any:
         out = self._distance.seconds * self._chance.uniform(0.3, 0.7)
         await asyncio.sleep(out)
-        await self._switch.reach()
+        await self._switch.reach(needs)
         if asyncio.get_running_loop().time() > ends:
             raise BackendUnavailableError("the request arrived after its deadline; nothing was stored")
         try:
@@ -123,7 +125,8 @@ class DistantMemory(ReferenceMemory):
 
 def _at_a_distance(name: str) -> Callable[..., Any]:
     async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return await self.request(lambda: getattr(ReferenceMemory, name)(self, *args, **kwargs))
+        sent = partial(getattr(ReferenceMemory, name), self, *args, **kwargs)
+        return await self.request(sent, partial(needs_lock, name, args, kwargs))
 
     return call
 
@@ -143,6 +146,7 @@ def make_distant_store(path: Path, distance: Distance, *, shared_by_processes: b
         open_memory,
         corrupt_message=make_reference_corrupter(path),
         read_raw=make_reference_reader(path),
+        hold_locks=switch.hold,
         outages=switch.outages(open_memory),
     )
 

@@ -29,11 +29,11 @@ _PATIENCE_SECONDS: Final = 30.0
 class Cluster:
     """A server from local binaries, and one database on it.
 
-    data: The data directory.
-        programs: The directory of `postgres` and its companions.
+    Attributes:
+        data: The data directory.
+        log: The server's log.
         admin_dsn: The DSN of the maintenance database.
         dsn: The DSN of the test's database.
-        dsn: A database for the test.
     """
 
     def __init__(self, data: Path, programs: Path, admin_dsn: str, dsn: str) -> None:

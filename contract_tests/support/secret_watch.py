@@ -15,6 +15,7 @@ import subprocess
 import traceback
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
@@ -40,6 +41,10 @@ class _Short(reprlib.Repr):
         if type(x) is str and len(x) <= _MOST_CHARACTERS:
             return x
         return super().repr1(x, level)
+
+    def repr_partial(self, x: partial[Any], level: int) -> str:
+        # Its own text has all of its arguments, which can be many megabytes.
+        return self.repr1((x.func, x.args, x.keywords), level)
 
 
 # A variable can hold a huge text many times over; a DSN stands among its first characters.

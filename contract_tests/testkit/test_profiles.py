@@ -27,6 +27,12 @@ CONTRACT = """
         async def test_long_too(self, store):
             await store.open().create_session()
 
+        @clause("FM-AMT-904", promise="Is quick in part.", impact="Time.")
+        async def test_partly_long(self, store):
+            for size in (9, 10, 11):
+                if size < 10 or store.includes("more than nine sessions"):
+                    await store.open().create_session()
+
     class TestMine(Contract):
         backend = "Mine"
 
@@ -64,16 +70,23 @@ def test_the_fast_profile_names_what_it_leaves_out(project: pytest.Pytester, wor
     assert result.ret == 0
     result.stdout.fnmatch_lines(
         [
-            "clauses that hold * 1 of 1",
+            "clauses that hold * 2 of 2",
             "thorough only * 2",
             "thorough only, not run: FM-AMT-902, FM-AMT-903 on Mine: pass --flux-profile=thorough",
+            "thorough only, parts not run: more than nine sessions (FM-AMT-904) on Mine: pass --flux-profile=thorough",
         ]
     )
     assert outcomes(project) == {
         "901": ("held", ""),
         "902": ("thorough only", "it takes too long for the fast profile"),
         "903": ("thorough only", "it takes too long for the fast profile"),
+        "904": ("held", ""),
     }
+    for name, line in {
+        "contract.md": "- Mine: more than nine sessions (FM-AMT-904)\n",
+        "contract.html": "<p>thorough only, not run: more than nine sessions</p>",
+    }.items():
+        assert line in (project.path / "report" / name).read_text(encoding="utf-8")
     assert read_evidence(project.path / "report").environment["profile"] == "fast"
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from original_application import make_file_with_data
+from raw_postgres import dump_database
+from raw_sqlite import execute_in_file
 
 from flux_memory import ConversationMemory, Memory, PostgresConversationMemory
 from flux_memory.cli import main
@@ -162,6 +165,29 @@ def test_wrong_usage_says_so(
     monkeypatch.chdir(tmp_path)
     result = run(*arguments, "--sqlite-path", tmp_path / "chat.db")
     assert (result.exit_code, says in result.output) == (code, True), result.output
+
+
+def test_an_export_creates_and_upgrades_nothing(store: list[str], tmp_path: Path) -> None:
+    """A path or DSN given by mistake must not put tables into the database of another program."""
+    name, target = store
+    if name == "--sqlite-path":
+        execute_in_file(Path(target), "CREATE TABLE users (id INTEGER)")
+        says, before = "has no conversation memory; check the path", Path(target).read_bytes()
+    else:
+        says, before = "the role sees no tables there; check the DSN", b""
+    result = run("export", tmp_path / "new.jsonl", *store)
+    assert (result.exit_code, says in result.output) == (1, True), result.output
+    assert not (tmp_path / "new.jsonl").exists()
+    if name == "--sqlite-path":
+        assert Path(target).read_bytes() == before
+        original = tmp_path / "original.db"
+        make_file_with_data(original)
+        before = original.read_bytes()
+        result = run("export", "--sqlite-path", original)
+        assert (result.exit_code, original.read_bytes() == before) == (1, True)
+        assert "upgrade them first with flux-memory check --full" in result.output
+    else:
+        assert asyncio.run(dump_database(target)) == []
 
 
 def test_an_unwritable_export_says_so(store: list[str], tmp_path: Path) -> None:

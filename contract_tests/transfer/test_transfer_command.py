@@ -198,11 +198,14 @@ def test_an_unwritable_report_is_reported_without_a_traceback(path: Path) -> Non
     )
     assert early.exit_code == 2
     assert "--report: the directory does not exist; create it first" in early.output
-    late = run_migrate("--sqlite-path", path, "--postgres-dsn", dsn, "--quiet", "--report", path.parent)
+    directory = run_migrate("--sqlite-path", path, "--postgres-dsn", dsn, "--report", path.parent)
+    assert directory.exit_code == 2
+    assert f"{path.parent} is a directory; give the path of a file in it" in directory.output
+    late = run_migrate("--sqlite-path", path, "--postgres-dsn", dsn, "--quiet", "--report", "/dev/full")
     assert late.exit_code == 1
     assert isinstance(late.exception, SystemExit)
     assert "the host is not found" in late.output
-    assert "cannot be written: Is a directory; give --report another path" in late.output
+    assert "cannot be written: No space left on device; give --report another path" in late.output
 
 
 @pytest.mark.parametrize(

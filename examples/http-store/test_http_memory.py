@@ -6,7 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from datetime import datetime
 from pathlib import Path
@@ -96,3 +96,17 @@ class TestHttp(MemoryContract):
             return found and {"role": found[0], "content": found[1], "metadata": json.loads(found[2])}
 
         return read
+
+    @pytest.fixture
+    def hold_locks(
+        self, space: Space
+    ) -> Callable[[Sequence[tuple[str, str | None]]], AbstractAsyncContextManager[None]]:
+        @asynccontextmanager
+        async def hold(records: Sequence[tuple[str, str | None]]) -> AsyncIterator[None]:
+            # SQLite locks the file, and with it each of the records.
+            with closing(sqlite3.connect(space.file, isolation_level=None)) as db:
+                db.execute("BEGIN IMMEDIATE")
+                yield
+                db.execute("ROLLBACK")
+
+        return hold

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from flux_memory import records
+from flux_memory.backends.shared_timer import Expiring, SharedTimer
 
 _SECONDS: Final[ContextVar[float | None]] = ContextVar("flux_memory_deadline", default=None)
 
@@ -48,11 +49,12 @@ def seconds_for(timeout: float) -> float:
     return timeout if override is None else override
 
 
-class TimeLimit:
-    """What `asyncio.timeout()` does for one call, at less than half its cost; a call on PostgreSQL pays it each time.
+class TimeLimit(Expiring):
+    """What `asyncio.timeout()` does for one call, at a quarter of its cost; a call on PostgreSQL pays it each time.
 
     Args:
         seconds: The time after which the block is cancelled.
+        timer: The timer of the calls on this event loop.
 
     Raises:
         TimeoutError: At the end of the block, which was cancelled for this limit alone.
@@ -60,29 +62,28 @@ class TimeLimit:
 
     __slots__ = ("_cancelling", "_passed", "_seconds", "_task", "_timer")
     _task: asyncio.Task[Any]
-    _timer: asyncio.TimerHandle
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, timer: SharedTimer) -> None:
         self._seconds = seconds
+        self._timer = timer
         self._passed = False
 
     def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
+        task = asyncio.current_task(self._timer.loop)
         if task is None:
             raise RuntimeError("a call needs a task; await it in one")
         self._task = task
         self._cancelling = task.cancelling()
-        self._timer = loop.call_later(self._seconds, self._pass)
+        self._timer.add(self, self._seconds)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._timer.cancel()
+        self._timer.remove(self)
         # A cancellation by another part of the program counts on, and passes.
         if self._passed and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
-    def _pass(self) -> None:
+    def expire(self) -> None:
         self._passed = True
         self._task.cancel()

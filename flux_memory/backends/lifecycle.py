@@ -16,6 +16,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVa
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.backends.loops import CLOSED, FORKED, LoopThread, run_on
 from flux_memory.backends.observation import Observers, StoreName
+from flux_memory.backends.shared_timer import SharedTimer
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
 
 Arguments = ParamSpec("Arguments")
@@ -103,6 +104,9 @@ class Lifecycle(Generic[Resource]):
         observers: The observers of the handle's calls.
     """
 
+    timer: SharedTimer
+    """The timer of the calls on the home loop."""
+
     def __init__(
         self,
         open_resource: Callable[[], Coroutine[Any, Any, Resource]],
@@ -122,6 +126,7 @@ class Lifecycle(Generic[Resource]):
         self._away: tuple[LoopThread, Any] | None = None
         """The twin for calls from other event loops, and the thread of its loop."""
         self._loop: asyncio.AbstractEventLoop | None = None
+        """The home, which `timer` is set before."""
         self._opening: asyncio.Task[Resource] | None = None
         """The opening that runs, or the one that succeeded."""
         self._opening_began = 0.0
@@ -151,7 +156,9 @@ class Lifecycle(Generic[Resource]):
         loop = asyncio.get_running_loop()
         if self._loop is None:
             with self._lock:
-                self._loop = self._loop or loop
+                if self._loop is None:
+                    self.timer = SharedTimer(loop)
+                    self._loop = loop
         return self._loop is loop
 
     async def visit(self, call: Callable[[Any], Coroutine[Any, Any, Result]]) -> Result:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import signal
-from typing import Any
+import sys
+from typing import Any, Final
 
 import click
 
@@ -12,13 +15,17 @@ from flux_memory.cli.backup import backup
 from flux_memory.cli.check import check
 from flux_memory.cli.contract import contract
 from flux_memory.cli.distribute import distribute
+from flux_memory.cli.failure import show_failure
 from flux_memory.cli.feedback import feedback
 from flux_memory.cli.migrate import migrate
 from flux_memory.cli.prune import prune
 from flux_memory.cli.restore import restore
 from flux_memory.cli.top import top
+from flux_memory.errors import FluxMemoryError
 from flux_memory.masking import mask_dsns
 from flux_memory.records.printing import printable
+
+_OUTPUT_FAILURES: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class _Commands(click.Group):
@@ -53,7 +60,16 @@ main.add_command(restore)
 
 def run() -> None:
     """Run the program. While it exits, Ctrl-C ends it at once, without Python's traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names are of any alphabet, and the locale's may lack their letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(prog_name="flux-memory")
+    except OSError as error:
+        # Files and networks have errors of the library; only the standard output has neither those nor a name.
+        if error.errno not in _OUTPUT_FAILURES or error.filename is not None:
+            raise
+        show_failure(FluxMemoryError(f"the output cannot be written: {error.strerror}; write it elsewhere"))
+        sys.exit(1)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -15,6 +15,7 @@ from flux_memory.cli.failure import show_failure
 from flux_memory.cli.interrupting import interruptible, keeping_handlers
 from flux_memory.cli.named_store import NamedStore, name_store
 from flux_memory.cli.store import store_options
+from flux_memory.cli.values import NamedPath
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
 
@@ -37,7 +38,7 @@ class _WithSchedule(click.Command):
 
 
 @click.command(cls=_WithSchedule, short_help="Back up a memory, with proof.")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=NamedPath())
 @store_options("Back up")
 @click.option("--archive", is_flag=True, help="Write JSON lines, which restore into either engine.")
 @click.option("--user", metavar="ID", help="Archive the sessions of this user only; needs --archive.")

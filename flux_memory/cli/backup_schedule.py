@@ -9,17 +9,18 @@ from typing import Any
 import click
 
 from flux_memory.cli.failure import show_failure
+from flux_memory.cli.values import NamedPath
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
 
 
 @click.command(name="schedule", short_help="Write a systemd timer, or a line for cron, that makes backups.")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=NamedPath())
 @click.option("--sqlite-path", metavar="FILE", help="Back up this SQLite file, not the store of the environment file.")
 @click.option(
     "--environment-file",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="A file with DATABASE_BACKEND and POSTGRES_DSN, which only the account can read.",
 )
 @click.option("--at", default="03:15", show_default=True, metavar="HH:MM", help="The time of day.")
@@ -30,7 +31,7 @@ from flux_memory.records.printing import printable
 @click.option("--keep-weekly", metavar="N", type=click.IntRange(min=0), default=4, show_default=True)
 @click.option("--no-verify", is_flag=True, help="As for flux-memory backup.")
 @click.option("--cron", is_flag=True, help="Write a line for crontab instead of systemd units.")
-@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Write the units to this directory.")
+@click.option("--output", metavar="DIR", type=NamedPath(), help="Write the units to this directory.")
 def schedule(*, output: Path | None, cron: bool, **options: Any) -> None:
     """Write a systemd service and timer that back up a memory to DIRECTORY every day.
 

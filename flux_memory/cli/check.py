@@ -14,6 +14,7 @@ import click
 from flux_memory.cli.check_result import describe_failure, describe_success
 from flux_memory.cli.failure import in_number, show_failure
 from flux_memory.cli.store import check_store_options, choose_settings, store_options
+from flux_memory.cli.values import Seconds
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     "--timeout",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     help="Seconds that the check may take; with --full, that each call may take.",
 )
 @click.option("--full", is_flag=True, help="Also write, read back and remove a scratch session; creates the schema.")

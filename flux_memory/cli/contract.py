@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from flux_memory.cli.values import NamedPath
 from flux_memory.records.printing import printable
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def contract() -> None:
 
 
 @contract.command(short_help="Show what changed between two reports.")
-@click.argument("old", type=click.Path(exists=True, path_type=Path))
-@click.argument("new", type=click.Path(exists=True, path_type=Path))
+@click.argument("old", type=NamedPath(exists=True))
+@click.argument("new", type=NamedPath(exists=True))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def diff(old: Path, new: Path, *, as_json: bool) -> None:
     """Show the clauses that fail, hold, are new, gone or slower in NEW, compared with OLD.

@@ -15,8 +15,9 @@ import click
 
 from flux_memory.cli.failure import show_failure
 from flux_memory.cli.store import choose_settings
+from flux_memory.cli.values import NamedPath
 from flux_memory.dsn import SecretText
-from flux_memory.errors import BackendUnavailableError, FluxMemoryError
+from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ Result = TypeVar("Result")
 
 _GO_ON: Final = "Interrupted. Entries that are stored stay: run the same command again, and it goes on."
 _STDOUT: Final = "-"
+_CHECK_SECONDS: Final = 30.0
+"""Seconds within which the tables are checked."""
 
 _sqlite_path = click.option("--sqlite-path", metavar="FILE", help="The SQLite memory, instead of the settings' store.")
 _postgres_dsn = click.option(
@@ -42,14 +45,14 @@ def feedback() -> None:
 
 
 @feedback.command("import", short_help="Add the feedback in a file to a memory.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=NamedPath())
 @_sqlite_path
 @_postgres_dsn
 @click.option("--assume-timezone", default="UTC", show_default=True, help="The time zone of times without one.")
 @click.option("--dry-run", is_flag=True, help="Read and check all lines, and change nothing.")
 @click.option(
     "--quarantine-file",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     metavar="FILE",
     help="The file for lines that cannot be stored; by default a new one in the working directory.",
 )
@@ -85,7 +88,7 @@ def import_(
 
 
 @feedback.command("export", short_help="Write the feedback of a memory to a file.")
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True), default=_STDOUT)
+@click.argument("file", type=NamedPath(allow_dash=True), default=_STDOUT)
 @_sqlite_path
 @_postgres_dsn
 @_quiet
@@ -128,7 +131,7 @@ def _run(
         postgres_dsn: The option `--postgres-dsn`.
         work: The coroutine.
         quiet: Whether to print errors only.
-        creates: Whether a file that does not exist becomes a store.
+        creates: Whether a store without current tables gets them.
     """
     from flux_memory.cli.migrate_display import Display  # noqa: PLC0415 - rich costs more than --help may
     from flux_memory.factory import create_memory  # noqa: PLC0415 - as above
@@ -137,13 +140,13 @@ def _run(
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         if task is not None:
             loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        if not creates:
+            await _check_tables(settings)
         async with create_memory(settings) as memory:
             return await work(memory.feedback, display)
 
     try:
         settings = choose_settings(sqlite_path, postgres_dsn)
-        if not creates:
-            _refuse_missing(settings)
         with Display(quiet=quiet) as display:
             return asyncio.run(main(display, settings))
     except FluxMemoryError as error:
@@ -153,13 +156,18 @@ def _run(
     sys.exit(1)
 
 
-def _refuse_missing(settings: Settings) -> None:
-    """Raise `BackendUnavailableError` if the SQLite file does not exist: opening it would create an empty store."""
-    if settings.database_backend != "sqlite" or settings.sqlite_path == ":memory:":
-        return
-    file = Path(settings.sqlite_path).absolute()
-    if not file.exists():
-        raise BackendUnavailableError(f"the file {file} does not exist; correct the path")
+async def _check_tables(settings: Settings) -> None:
+    """Check that the store has current tables: opening it would create them, also in a file named by mistake."""
+    if settings.database_backend == "postgres":
+        from flux_memory.operations.server_connection import connect_to_server  # noqa: PLC0415 - only this driver
+        from flux_memory.operations.server_tables import check_server_tables  # noqa: PLC0415 - only this driver
+
+        async with connect_to_server(settings.require_postgres_dsn(), _CHECK_SECONDS) as server:
+            await check_server_tables(server)
+    elif settings.sqlite_path != ":memory:":
+        from flux_memory.operations.file_tables import check_file_tables  # noqa: PLC0415 - only this driver
+
+        await check_file_tables(settings.sqlite_path, _CHECK_SECONDS)
 
 
 def _zone(name: str) -> Any:
@@ -183,8 +191,8 @@ def _show(report: ImportReport) -> None:
     if report.quarantine is not None:
         click.echo(
             printable(
-                f"Not imported: {_entries(report.refused)}, which are in {report.quarantine}. Correct them there, then "
-                "import that file"
+                f"Not imported: {_entries(report.refused)}; see {report.quarantine}. Correct them there, then import "
+                "that file"
             )
         )
 

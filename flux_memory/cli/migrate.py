@@ -168,6 +168,8 @@ def _check_report(path: Path) -> None:
     try:
         if not path.absolute().parent.is_dir():
             wrong = "the directory does not exist; create it first"
+        elif path.is_dir():
+            wrong = f"{path} is a directory; give the path of a file in it"
         elif path.is_symlink() and not path.exists():
             wrong = f"{path} is a link to a file that does not exist; remove it, or give another path"
         elif path.is_file() and path.stat().st_size:

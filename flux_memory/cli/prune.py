@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ import click
 
 from flux_memory.cli.failure import in_number, show_failure
 from flux_memory.cli.store import check_store_options, choose_settings, store_options
+from flux_memory.cli.values import Seconds
 from flux_memory.errors import FluxMemoryError, InvalidInputError
 from flux_memory.records.printing import printable
 
@@ -36,9 +36,7 @@ _LINE_SECONDS: Final = 10.0
 @click.option("--user", metavar="ID", help="Sessions of this user; without --inactive all of them, and the feedback.")
 @click.option("--dry-run", is_flag=True, help="Count the sessions and their messages, and change nothing.")
 @click.option("--vacuum", is_flag=True, help="Also remove the remains of deleted rows from the tables or the file.")
-@click.option(
-    "--timeout", default=60.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds that a step may take."
-)
+@click.option("--timeout", default=60.0, show_default=True, type=Seconds(min=0.1), help="Seconds that a step may take.")
 @click.option("--yes", is_flag=True, help="Skip the confirmation, which only a terminal asks for.")
 def prune(**options: Any) -> None:
     """Delete sessions and their messages, oldest first, while applications go on writing.
@@ -77,8 +75,6 @@ def _check_usage(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name} is empty; give it a value, or leave it out")
     if options["inactive"] is None and options["user"] is None:
         raise click.UsageError("give --inactive, --user or both: without a criterion nothing is deleted")
-    if math.isnan(options["timeout"]):
-        raise click.UsageError("--timeout takes a number of seconds, such as 60 or 0.5")
     if options["dry_run"] and options["vacuum"]:
         raise click.UsageError("--dry-run and --vacuum exclude each other; leave one out")
 

@@ -15,6 +15,7 @@ from flux_memory.cli.failure import show_failure
 from flux_memory.cli.interrupting import interruptible, keeping_handlers
 from flux_memory.cli.named_store import NamedStore, name_store
 from flux_memory.cli.store import store_options
+from flux_memory.cli.values import NamedPath
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
 
@@ -25,7 +26,7 @@ _INTERRUPTED = "Interrupted. The target is as it was, unless the restore had jus
 
 
 @click.command(short_help="Restore a backup into either engine, with proof.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=NamedPath())
 @store_options("Restore into")
 @click.option("--user", metavar="ID", help="Restore the sessions of this user only, beside those of others.")
 @click.option(

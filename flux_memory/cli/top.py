@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import signal
 import sys
 from contextlib import suppress
@@ -13,6 +12,7 @@ import click
 
 from flux_memory.cli.failure import show_failure
 from flux_memory.cli.store import check_store_options, choose_settings, store_options
+from flux_memory.cli.values import Seconds
 from flux_memory.errors import FluxMemoryError
 from flux_memory.records.printing import printable
 
@@ -29,14 +29,12 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
     "--interval",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(min=0.5, max=86_400),
+    type=Seconds(min=0.5, max=86_400),
     help="Seconds between two readings.",
 )
 @click.option("--once", is_flag=True, help="Print one reading, which takes one interval, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print each reading as one JSON object on one line.")
-@click.option(
-    "--timeout", default=5.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds that a part may take."
-)
+@click.option("--timeout", default=5.0, show_default=True, type=Seconds(min=0.1), help="Seconds that a part may take.")
 def top(
     *,
     sqlite_path: str | None,
@@ -53,8 +51,6 @@ def top(
     wrong usage.
     """
     check_store_options(sqlite_path, postgres_dsn)
-    if math.isnan(interval) or math.isnan(timeout):
-        raise click.UsageError("--interval and --timeout take a number of seconds, such as 2 or 0.5")
     try:
         settings = choose_settings(sqlite_path, postgres_dsn)
         ended_well = asyncio.run(_watch(settings, interval, timeout, once=once, as_json=as_json))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flux_memory.backends.sqlite.errors import translate_errors as translate_sqlite_errors
-from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
+from flux_memory.backends.sqlite.file import check_usable, hint_at_original, refuse_special_files
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import BackendUnavailableError, SchemaError
 from flux_memory.health.methods import check_methods
@@ -222,13 +222,7 @@ class _FileLook:
             report.target = f"would be created at {file}"
             report.schema = describe_version("sqlite", {}, 0)
             return report
-        if file.is_dir():
-            raise BackendUnavailableError(f"SQLite on {file}: is a directory; give the path of a file in it")
-        if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
-            raise BackendUnavailableError(
-                f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
-                "Give the process rights there"
-            )
+        check_usable(file)
         # Not mode=ro: such a reader leaves the log's files behind.
         uri = f"{file.as_uri()}?mode=rw"
         timeout = self._timeout * _LOCK_SHARE

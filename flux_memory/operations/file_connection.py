@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import threading
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from flux_memory.backends.sqlite.errors import translate_errors
-from flux_memory.backends.sqlite.file import hint_at_original, refuse_special_files
+from flux_memory.backends.sqlite.file import can_only_be_read, check_usable, hint_at_original, refuse_special_files
 from flux_memory.errors import BackendUnavailableError
 from flux_memory.schema import sqlite as schema
 
@@ -72,16 +71,14 @@ class _Limits(NamedTuple):
 def _run(path: Path, work: Callable[[sqlite3.Connection], Result], limits: _Limits) -> Result:
     file = path.absolute()
     refuse_special_files(file)
-    if not file.is_file():
+    if not file.exists():
         hint = hint_at_original(path)
         raise BackendUnavailableError(f"the file {file} does not exist; correct the path{f'; {hint}' if hint else ''}")
-    if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
-        raise BackendUnavailableError(
-            f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
-            "Give the process rights there"
-        )
-    # Not mode=ro: such a reader leaves the log's files behind.
-    uri = f"{file.as_uri()}?mode=rw"
+    is_frozen = not limits.writes and can_only_be_read(str(file))
+    if not is_frozen:
+        check_usable(file)
+    # Not mode=ro alone: such a reader leaves the log's files behind.
+    uri = f"{file.as_uri()}?{'mode=ro&immutable=1' if is_frozen else 'mode=rw'}"
     with (
         translate_errors(str(file)),
         closing(sqlite3.connect(uri, uri=True, timeout=limits.lock_seconds, isolation_level=None)) as db,

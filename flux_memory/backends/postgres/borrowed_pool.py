@@ -39,6 +39,9 @@ class BorrowedPool(MeteredPool):
         pool = self._pool
         return Occupancy(pool.get_min_size(), self.max_size, pool.get_size(), pool.get_idle_size(), self.meter.waiting)
 
+    def take_now(self) -> None:
+        """Return `None`: to take a connection from asyncpg's pool is to wait."""
+
     async def take(self) -> Any:
         tried, began = 0, time.perf_counter()
         with self.meter.wait():

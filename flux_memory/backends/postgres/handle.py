@@ -171,9 +171,9 @@ class PostgresHandle:
         """Run a read, of one session or else of several, and return its rows."""
         return self._read(lambda _: (sql, values), session_id)
 
-    async def _read(
+    def _read(
         self, choose: Callable[[WritePath], tuple[str, Sequence[object]]], session_id: str | None = None
-    ) -> Sequence[Any]:
+    ) -> Awaitable[Sequence[Any]]:
         """Run a read that the store chooses, and return its rows; see `_rows`."""
         state = CallState(writes=False)
 
@@ -189,7 +189,7 @@ class PostgresHandle:
                 return []
             return rows
 
-        return await self._run(state, read)
+        return self._run(state, read)
 
     async def _write(
         self,
@@ -218,7 +218,7 @@ class PostgresHandle:
         life = self._life
         with life.in_flight:
             try:
-                with TimeLimit(seconds):
+                with TimeLimit(seconds, life.timer):
                     return await call(life.open_now or await life.opened())
             except Exception as error:
                 if isinstance(error, TimeoutError) and state.waits_for_connection:

@@ -16,6 +16,7 @@ from flux_memory.backends.pool_meter import MeteredPool
 from flux_memory.backends.pool_stats import Occupancy
 from flux_memory.backends.postgres.connecting import DRIVER_ERRORS, classify, connect
 from flux_memory.backends.postgres.errors import not_connected
+from flux_memory.backends.postgres.permits import Permits
 from flux_memory.backends.postgres.retry import (
     SERVER_GRACE_SECONDS,
     back_off,
@@ -65,7 +66,7 @@ class OwnPool(MeteredPool):
         self._min_size = min_size
         self.max_size: Final = max_size
         self._first_contact_seconds = timeout * _FIRST_CONTACT_SHARE
-        self._permits = asyncio.Semaphore(max_size)
+        self._permits = Permits(max_size)
         self._open: set[Any] = set()
         self._idle: list[tuple[Any, float]] = []
         """Connections that no call uses, and since when."""
@@ -99,17 +100,21 @@ class OwnPool(MeteredPool):
             async with asyncio.timeout(SERVER_GRACE_SECONDS):
                 await asyncio.gather(*(self._open_spare() for _ in wanted), return_exceptions=True)
 
+    def take_now(self) -> Any:
+        if not self._permits.take():
+            return None
+        if (connection := self._take_idle()) is None:
+            self._permits.release()
+        else:
+            self.meter.note_taken(connection)
+        return connection
+
     async def take(self) -> Any:
-        permitted = not self._permits.locked()
-        if permitted:
-            await self._permits.acquire()
-            if (connection := self._take_idle()) is not None:
-                self.meter.note_taken(connection)
-                return connection
+        if (connection := self.take_now()) is not None:
+            return connection
         began = time.perf_counter()
         with self.meter.wait():
-            if not permitted:
-                await self._permits.acquire()
+            await self._permits.wait()
             connection = self._take_idle() or await self._take_checked()
         self.meter.note_taken(connection, time.perf_counter() - began)
         return connection
@@ -149,7 +154,7 @@ class OwnPool(MeteredPool):
         try:
             async with asyncio.timeout(timeout):
                 while taken < self.max_size:
-                    await self._permits.acquire()
+                    await self._permits.wait()
                     taken += 1
             goodbyes = (connection.close(timeout=SERVER_GRACE_SECONDS) for connection in self._open)
             await asyncio.gather(*goodbyes, return_exceptions=True)
@@ -287,7 +292,7 @@ class OwnPool(MeteredPool):
             self.put_back(opening.result())
 
     async def _open_spare(self) -> None:
-        await self._permits.acquire()
+        await self._permits.wait()
         opening = self._begin_opening()
         self._spares.add(opening)
         opening.add_done_callback(self._spares.discard)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from flux_memory import records
 from flux_memory.backends.postgres.adds import Add, AddOutcome
 from flux_memory.backends.postgres.call_state import CallState
+from flux_memory.backends.shared_timer import Expiring
 from flux_memory.errors import FluxMemoryError
 
 
@@ -19,16 +20,19 @@ class QueuedCall:
         added: The session and the rows.
         creates: Whether to create the session if it does not exist.
         state: Notes how far the call has got.
+        answer: What the caller waits for.
     """
 
     __slots__ = ("added", "alone", "creates", "future", "is_taken", "queue", "state")
 
-    def __init__(self, queue: SessionQueue, added: Add, state: CallState, *, creates: bool) -> None:
+    def __init__(
+        self, queue: SessionQueue, added: Add, state: CallState, answer: asyncio.Future[None], *, creates: bool
+    ) -> None:
         self.queue = queue
         self.added = added
         self.creates = creates
         self.state = state
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.future = answer
         self.alone = False
         """Whether it must not share its next statement: the server refused one that it shared, or a caller left it."""
         self.is_taken = False
@@ -72,25 +76,31 @@ class SessionQueue:
         self.statement: AddStatement | None = None
 
 
-class AddStatement:
+class AddStatement(Expiring):
     """One statement and the calls in it.
 
     Args:
+        free_slot: Called when the statement counts as in flight no longer.
         fill: Takes the ready calls into the statement once it has a connection.
     """
 
-    __slots__ = ("_fill", "gathered", "queues", "slot", "task")
+    __slots__ = ("_fill", "_free_slot", "gathered", "queues", "task")
 
     task: asyncio.Task[None]
     """Runs the statement, unless its caller does so in `_send_at_once`."""
 
-    def __init__(self, fill: Callable[[AddStatement], None] | None = None) -> None:
+    def __init__(
+        self, free_slot: Callable[[AddStatement], None], fill: Callable[[AddStatement], None] | None = None
+    ) -> None:
+        self._free_slot = free_slot
         self._fill = fill
         self.queues: dict[SessionQueue, None] = {}
         """Its sessions with callers that still wait."""
         self.gathered = 0
         """The number of calls that it took from the queues."""
-        self.slot: asyncio.TimerHandle | None = None
+
+    def expire(self) -> None:
+        self._free_slot(self)
 
     def calls(self) -> list[QueuedCall]:
         """Return the calls whose callers still wait."""

@@ -38,7 +38,7 @@ _MAX_BACKOFF_SECONDS: Final = 1.0
 
 
 class Pool(Protocol):
-    """A source of connections. Each one that `take` returns goes to `put_back` once, in any state."""
+    """A source of connections. Each one that is taken goes to `put_back` once, in any state."""
 
     many_hosts: bool
     """Whether the DSN names several hosts."""
@@ -55,6 +55,10 @@ class Pool(Protocol):
     @property
     def max_size(self) -> int:
         """The largest number of connections."""
+        ...
+
+    def take_now(self) -> Any:
+        """Return a connection, or `None` if there is none without waiting."""
         ...
 
     async def take(self) -> Any:
@@ -126,7 +130,7 @@ class RetryingExecutor:
         """Call `work` with a connection and return its result."""
         tried = 0
         while True:
-            connection = await self._pool.take()
+            connection = self._pool.take_now() or await self._pool.take()
             try:
                 observer.sending()
                 used = (

@@ -15,6 +15,7 @@ from flux_memory.backends.postgres.call_state import CallState
 from flux_memory.backends.postgres.creating import INSERT_SESSION_WITH_MESSAGES, create_with_messages, hides_sessions
 from flux_memory.backends.postgres.queue import AddStatement, QueuedCall, SessionQueue
 from flux_memory.backends.postgres.retry import LOCKED_SECONDS, RetryingExecutor
+from flux_memory.backends.shared_timer import SharedTimer
 
 MAX_IN_FLIGHT: Final = 2
 """Statements in flight: the server works on one while the callers of the other are answered and call again."""
@@ -46,6 +47,7 @@ class MessageWriter:
     def __init__(self, executor: RetryingExecutor) -> None:
         self._executor = executor
         self._observers = executor.meter.observers
+        self._timer = SharedTimer(asyncio.get_running_loop())
         self._queues: dict[str, SessionQueue] = {}
         self._ready: OrderedDict[SessionQueue, None] = OrderedDict()
         """Sessions whose waiting calls can be sent, the one that has waited longest first."""
@@ -85,7 +87,7 @@ class MessageWriter:
         idle = not (queue or self._slots or self._ready or self._expecting_refill)
         if queue is None:
             queue = self._queues[session_id] = SessionQueue(session_id)
-        call = QueuedCall(queue, added, state, creates=creates)
+        call = QueuedCall(queue, added, state, self._timer.loop.create_future(), creates=creates)
         if idle and self._executor.may_wait_for_lock() and self._has_room():
             await self._send_at_once(call)
             return
@@ -101,7 +103,7 @@ class MessageWriter:
 
     async def _send_at_once(self, call: QueuedCall) -> None:
         """Send a call from its caller's task, which is cheaper than a new one."""
-        statement = AddStatement()
+        statement = AddStatement(self._free_slot)
         self._sent.add(statement)
         self._put_in_flight(statement, call)
         self._occupy_slot(statement)
@@ -154,7 +156,7 @@ class MessageWriter:
     def _send_next(self) -> None:
         """Start the next statement if calls are ready and there is room for it."""
         if self._ready and self._next is None and self._has_room():
-            self._next = statement = AddStatement(self._fill)
+            self._next = statement = AddStatement(self._free_slot, self._fill)
             self._slots.add(statement)
             self._start(statement)
 
@@ -167,13 +169,13 @@ class MessageWriter:
     def _start(self, statement: AddStatement) -> None:
         self._sent.add(statement)
         sending = self._executor.run(statement, partial(self._send, statement))
-        statement.task = asyncio.get_running_loop().create_task(sending)
+        statement.task = self._timer.loop.create_task(sending)
         # Cleanup is in a callback: a task that is cancelled before its first step runs no `finally`.
         statement.task.add_done_callback(partial(self._ended, statement))
 
     def _occupy_slot(self, statement: AddStatement) -> None:
         self._slots.add(statement)
-        statement.slot = asyncio.get_running_loop().call_later(SLOT_SECONDS, self._free_slot, statement)
+        self._timer.add(statement, SLOT_SECONDS)
 
     def _free_slot(self, statement: AddStatement) -> None:
         self._slots.discard(statement)
@@ -281,7 +283,7 @@ class MessageWriter:
             call.state.blocked = True
         self._release(skipped_by, queue)
         if self._executor.may_wait_for_lock():
-            statement = AddStatement()
+            statement = AddStatement(self._free_slot)
             self._executor.on_lock.add(statement)
             # As many calls as an unlocked session gets: with one, the process that finds the session unlocked by chance
             # stores a batch for each call of the others.
@@ -290,7 +292,7 @@ class MessageWriter:
             self._start(statement)
             return
         if not self._locked:
-            asyncio.get_running_loop().call_later(LOCKED_SECONDS, self._try_locked)
+            self._timer.loop.call_later(LOCKED_SECONDS, self._try_locked)
         self._ready.pop(queue, None)
         self._locked[queue] = None
 
@@ -319,8 +321,7 @@ class MessageWriter:
     def _finish(self, statement: AddStatement) -> None:
         if statement is self._next:
             self._next = None
-        if statement.slot is not None:
-            statement.slot.cancel()
+        self._timer.remove(statement)
         self._slots.discard(statement)
         self._sent.discard(statement)
         self._executor.on_lock.discard(statement)

@@ -113,19 +113,27 @@ def translate_errors(path: str) -> Iterator[None]:
     """Translate the errors of the driver and of the file system into the library's."""
     try:
         yield
-    except sqlite3.Error as error:
+    except Exception as error:
+        translated = translate(error, path)
+        if translated is error:
+            raise
+        raise translated from error
+
+
+def translate(error: Exception, path: str) -> Exception:
+    """Return the library's error for one of the driver or of the file system, and any other error as it is."""
+    if isinstance(error, sqlite3.Error):
         kind, advice = _ADVICE.get(
             _primary_code(error), (FluxMemoryError, "look up its words in SQLite's documentation")
         )
         if _primary_code(error) == sqlite3.SQLITE_CANTOPEN:
             advice = _why_not_opened(path) or advice
         reason = "interrupted" if str(error) == _STOPPED else error
-        raise kind(f"SQLite on {path}: {reason}: {advice}") from error
-    except UnicodeDecodeError as error:
+        return kind(f"SQLite on {path}: {reason}: {advice}")
+    if isinstance(error, UnicodeDecodeError):
         # The message of an SQLite error that quotes a damaged table.
         kind, advice = _ADVICE[sqlite3.SQLITE_CORRUPT]
-        raise kind(f"SQLite on {path}: {error.object.decode(errors='backslashreplace')}: {advice}") from error
-    except FluxMemoryError:
-        raise
-    except OSError as error:
-        raise BackendUnavailableError(f"SQLite on {path}: {error.strerror or error}; check the path") from error
+        return kind(f"SQLite on {path}: {error.object.decode(errors='backslashreplace')}: {advice}")
+    if isinstance(error, OSError) and not isinstance(error, FluxMemoryError):
+        return BackendUnavailableError(f"SQLite on {path}: {error.strerror or error}; check the path")
+    return error

@@ -199,6 +199,21 @@ def refuse_special_files(path: str | Path) -> None:
             raise FluxMemoryError(f"{name} is not a regular file; find out what created it, and remove it")
 
 
+def check_usable(file: Path) -> None:
+    """Check that an existing file is one that this process may read and write.
+
+    Raises:
+        FluxMemoryError: It is a directory, or the process lacks the rights.
+    """
+    if file.is_dir():
+        raise BackendUnavailableError(f"SQLite on {file}: is a directory; give the path of a file in it")
+    if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+        raise BackendUnavailableError(
+            f"SQLite on {file}: the file or its directory cannot be written; SQLite needs both for its journal. "
+            "Give the process rights there"
+        )
+
+
 def hint_at_original(path: str | Path) -> str:
     """Return a hint if the file is missing and the original application's file is in the same directory, or ''."""
     original = Path(path).with_name("memory.db")

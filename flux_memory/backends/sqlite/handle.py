@@ -16,8 +16,9 @@ from flux_memory.backends.lifecycle import Lifecycle, on_any_loop, warn_never_cl
 from flux_memory.backends.long_calls import LongCalls
 from flux_memory.backends.observation import Observers, name_file
 from flux_memory.backends.pool_stats import PoolStats
+from flux_memory.backends.shared_timer import SharedTimer
 from flux_memory.backends.slow_calls import SlowCalls
-from flux_memory.backends.sqlite.errors import translate_errors
+from flux_memory.backends.sqlite.errors import translate
 from flux_memory.backends.sqlite.fetching import fetch
 from flux_memory.backends.sqlite.opening import connect
 from flux_memory.backends.sqlite.queue import Work, not_begun
@@ -114,21 +115,33 @@ class SQLiteHandle:
             if life.resource is not None:
                 life.resource.abandon()
 
-    async def _read(self, work: Work[Result]) -> Result:
-        with self._life.in_flight, translate_errors(self.db_path):
-            worker, timeout = await self._worker()
-            return await worker.read(work, timeout)
+    def _read(self, work: Work[Result]) -> Awaitable[Result]:
+        return self._run(SQLiteWorker.read, work, seconds_for(self.timeout))
 
-    async def _write(self, work: Work[Result], seconds: float | None = None) -> Result:
-        with self._life.in_flight, translate_errors(self.db_path):
-            worker, timeout = await self._worker(seconds)
-            return await worker.write(work, timeout)
+    def _write(self, work: Work[Result], seconds: float | None = None) -> Awaitable[Result]:
+        return self._run(SQLiteWorker.write, work, seconds_for(self.timeout) if seconds is None else seconds)
 
-    async def _worker(self, seconds: float | None = None) -> tuple[SQLiteWorker, float]:
+    async def _run(
+        self,
+        call: Callable[[SQLiteWorker, Work[Result], float, SharedTimer], Awaitable[Result]],
+        work: Work[Result],
+        seconds: float,
+    ) -> Result:
+        """Run a read or a write on the open store, within the seconds that are left of its deadline."""
+        life = self._life
+        with life.in_flight:
+            try:
+                if (worker := life.open_now) is None:
+                    worker, seconds = await self._opened(seconds)
+                return await call(worker, work, seconds, life.timer)
+            except Exception as error:
+                translated = translate(error, self.db_path)
+                if translated is error:
+                    raise
+                raise translated from error
+
+    async def _opened(self, seconds: float) -> tuple[SQLiteWorker, float]:
         """Return the open worker, and the seconds that are left of the call's deadline."""
-        seconds = seconds_for(self.timeout) if seconds is None else seconds
-        if self._life.resource is not None:
-            return await self._life.opened(), seconds
         ends = time.monotonic() + seconds
         try:
             async with asyncio.timeout(seconds):

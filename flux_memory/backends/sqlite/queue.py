@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Any, Final, Generic, TypeVar
 
 from flux_memory.backends.pool_meter import PoolMeter
+from flux_memory.backends.shared_timer import Expiring, SharedTimer
 from flux_memory.backends.sqlite.errors import is_busy
 from flux_memory.errors import BackendUnavailableError, OutcomeUnknownError
 
@@ -77,21 +78,31 @@ class Queue:
             self._jobs.move_to_end(job, last=False)
 
 
-class Job(Generic[Result]):
-    """One call: its work, its caller's future, and the outcome once the thread has `answered`."""
+class Job(Expiring, Generic[Result]):
+    """One call: its work, its caller's future, and the outcome once the thread has `answered`.
+
+    Args:
+        work: Runs on the thread.
+        queue: The queue in which it waits.
+        timeout: The seconds that the call has.
+        timer: The timer of the calls on the caller's event loop.
+    """
 
     __slots__ = (
-        *("answered", "deadline", "error", "future", "queue", "queued", "result", "statements", "timeout", "timer"),
-        "work",
+        *("answered", "deadline", "error", "future", "is_late", "queue", "queued", "result", "statements", "timeout"),
+        *("timer", "work"),
     )
 
-    def __init__(self, work: Work[Result], queue: Queue, timeout: float) -> None:
+    def __init__(self, work: Work[Result], queue: Queue, timeout: float, timer: SharedTimer) -> None:
         self.work = work
         self.queue = queue
         self.timeout = timeout
+        self.timer = timer
         self.queued = time.monotonic()
         self.deadline = self.queued + timeout
-        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[Result] = timer.loop.create_future()
+        self.is_late = False
+        """Whether its deadline passed while the thread ran it."""
         self.answered = False
         self.result: Any = None
         self.error: BaseException | None = None
@@ -100,11 +111,11 @@ class Job(Generic[Result]):
 
     async def outcome(self) -> Result:
         """Wait for the outcome; a caller that is cancelled leaves the queue."""
-        self.timer = self.future.get_loop().call_later(self.timeout, self._expire)
+        self.timer.add(self, self.timeout)
         try:
             return await self.future
         finally:
-            self.timer.cancel()
+            self.timer.remove(self)
             self.queue.withdraw(self)
 
     def given_up(self) -> bool:
@@ -131,15 +142,16 @@ class Job(Generic[Result]):
             error.__cause__ = self.error
             self.future.set_exception(error)
 
-    def _expire(self, *, last: bool = False) -> None:
+    def expire(self) -> None:
         """Refuse the call at its deadline, or give the thread `GRACE_SECONDS` more if it has taken the call."""
         if self.answered or self.future.done():
             self.settle()
         elif self.queue.withdraw(self):
             self.queue.meter.note_timeout()
             self.future.set_exception(self.refusal())
-        elif not last:
-            self.timer = self.future.get_loop().call_later(GRACE_SECONDS, lambda: self._expire(last=True))
+        elif not self.is_late:
+            self.is_late = True
+            self.timer.add(self, GRACE_SECONDS)
         elif self.queue.writes:
             self.future.set_exception(
                 OutcomeUnknownError(
@@ -155,7 +167,7 @@ def deliver(jobs: list[Job[Any]]) -> None:
     """Settle jobs on the event loops of their callers; called on the thread."""
     for job in jobs:
         job.answered = True
-    for loop, together in groupby(jobs, lambda job: job.future.get_loop()):
+    for loop, together in groupby(jobs, lambda job: job.timer.loop):
         # A closed event loop has no callers left.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(_settle, list(together))

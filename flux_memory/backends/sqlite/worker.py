@@ -17,6 +17,7 @@ from flux_memory.backends.loops import CLOSED
 from flux_memory.backends.observation import Observers, StoreName
 from flux_memory.backends.pool_meter import MeteredPool
 from flux_memory.backends.pool_stats import Occupancy
+from flux_memory.backends.shared_timer import SharedTimer
 from flux_memory.backends.slow_calls import PLAN_DEADLINE_SECONDS, Statements, note_statements
 from flux_memory.backends.sqlite.driver import DriverThread
 from flux_memory.backends.sqlite.errors import leaves_commit_unknown
@@ -72,7 +73,7 @@ class SQLiteWorker(MeteredPool):
 
     async def open(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
         """Start the thread and open the connection on it."""
-        job: Job[None] = Job(lambda _: None, self._reads, timeout)
+        job: Job[None] = Job(lambda _: None, self._reads, timeout, SharedTimer(asyncio.get_running_loop()))
         self._send(partial(self._open_on_thread, job))
         try:
             await job.outcome()
@@ -89,13 +90,13 @@ class SQLiteWorker(MeteredPool):
         size = int(self._db is not None)
         return Occupancy(size, size, size, 0 if self.at_rest.locked() else size, len(self._reads) + len(self._writes))
 
-    def read(self, work: Work[Result], timeout: float) -> Coroutine[Any, Any, Result]:
+    def read(self, work: Work[Result], timeout: float, timer: SharedTimer) -> Coroutine[Any, Any, Result]:
         """Run a read on the thread."""
-        return self._call(Job(work, self._reads, timeout))
+        return self._call(Job(work, self._reads, timeout, timer))
 
-    def write(self, work: Work[Result], timeout: float) -> Coroutine[Any, Any, Result]:
+    def write(self, work: Work[Result], timeout: float, timer: SharedTimer) -> Coroutine[Any, Any, Result]:
         """Run a write on the thread, in one transaction with the others that wait; return once it is durable."""
-        return self._call(Job(work, self._writes, timeout))
+        return self._call(Job(work, self._writes, timeout, timer))
 
     def abandon(self) -> None:
         """End the thread without waiting for it, from any thread."""
@@ -187,7 +188,7 @@ class SQLiteWorker(MeteredPool):
 
     async def _call(self, job: Job[Result]) -> Result:
         job.queue.append(job)
-        loop = job.future.get_loop()
+        loop = job.timer.loop
         if self._called_on is not loop:
             self._called_on = loop
             # Once the loop is idle: calls made until then join the batch, and the thread does not compete with the
@@ -205,7 +206,8 @@ class SQLiteWorker(MeteredPool):
     async def _explain(self, statements: Statements) -> list[str]:
         if self._given_up or self._ended.done():
             raise MemoryClosedError(CLOSED)
-        return await self.read(partial(explain, dict(statements)), PLAN_DEADLINE_SECONDS)
+        timer = SharedTimer(asyncio.get_running_loop())
+        return await self.read(partial(explain, dict(statements)), PLAN_DEADLINE_SECONDS, timer)
 
     def _run_gathered(self) -> None:
         # Every call so far is in a queue; a later one wakes the thread again.

@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from flux_memory.errors import FluxMemoryError, SchemaError
+from flux_memory.errors import FluxMemoryError
 from flux_memory.operations.file_connection import run_on_file
+from flux_memory.operations.file_tables import check_file_tables
 from flux_memory.operations.prune.steps import Doomed, PruneCriteria, Vacuumed
 from flux_memory.records import check_deletion
-from flux_memory.schema import history
-from flux_memory.schema import sqlite as schema
 
 COUNT_DOOMED: Final = "SELECT count(*), coalesce(sum(message_count), 0) FROM sessions WHERE {criteria}"
 SELECT_CUT: Final = "SELECT id, updated_at FROM sessions WHERE {criteria} ORDER BY updated_at, id LIMIT 1 OFFSET ?"
@@ -49,7 +48,7 @@ class PrunedFile:
         Raises:
             FluxMemoryError: There is no such file, or its tables are missing, of an earlier version, or unusable.
         """
-        await run_on_file(self._path, partial(_check_schema, self._path), self._timeout)
+        await check_file_tables(self._path, self._timeout)
 
     async def count(self, criteria: PruneCriteria) -> Doomed:
         """Count the sessions that meet the criteria, and their messages."""
@@ -100,17 +99,6 @@ def _with_criteria(sql: str, criteria: PruneCriteria) -> tuple[str, list[str]]:
         (condition, value) for condition, value in zip((OF_USER, INACTIVE), values, strict=True) if value is not None
     ]
     return sql.format(criteria=" AND ".join(condition for condition, _ in given)), [value for _, value in given]
-
-
-def _check_schema(path: str, db: sqlite3.Connection) -> None:
-    applied = schema.applied_versions(db)
-    schema.inspect(db, applied)
-    if not applied and not schema.original_version(db):
-        raise SchemaError(f"{path} has no conversation memory; check the path")
-    if max(applied, default=0) < history("sqlite")[-1].version:
-        raise SchemaError(
-            f"the tables of {path} are of an earlier version; upgrade them first with flux-memory check --full"
-        )
 
 
 def _vacuum(path: str, db: sqlite3.Connection) -> Vacuumed:

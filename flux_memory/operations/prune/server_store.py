@@ -6,13 +6,11 @@ from datetime import UTC, datetime
 from operator import methodcaller
 from typing import Any, Final
 
-from flux_memory.errors import SchemaError
 from flux_memory.health import ROW_SECURITY
 from flux_memory.operations.prune.steps import Doomed, PruneCriteria, Vacuumed
 from flux_memory.operations.server_connection import ServerConnection
+from flux_memory.operations.server_tables import check_server_tables
 from flux_memory.records import check_deletion
-from flux_memory.schema import history
-from flux_memory.schema import postgres as schema
 from flux_memory.schema.postgres.tables import IS_MEMORY
 
 COUNT_DOOMED: Final = "SELECT count(*), coalesce(sum(message_count), 0)::bigint FROM sessions WHERE {criteria}"
@@ -73,15 +71,7 @@ class PrunedServer:
         Raises:
             SchemaError: The tables are missing, of an earlier version, or cannot be used.
         """
-        state = await self._server.run(_inspect)
-        newest = history("postgres")[-1].version
-        if not state.version:
-            raise SchemaError(f"PostgreSQL at {self._server.shown}: the role sees no tables there; check the DSN")
-        if max(state.applied, default=0) < newest:
-            raise SchemaError(
-                f"PostgreSQL at {self._server.shown}: the tables are of an earlier version; upgrade them first with "
-                "flux-memory check --full"
-            )
+        await check_server_tables(self._server)
 
     async def count(self, criteria: PruneCriteria) -> Doomed:
         """Count the sessions that meet the criteria, and their messages."""
@@ -147,11 +137,6 @@ def _with_criteria(sql: str, criteria: PruneCriteria, first: int) -> tuple[str, 
     ]
     numbered = [condition.format(number) for number, (condition, _) in enumerate(given, first)]
     return sql.format(criteria=" AND ".join(numbered)), [value for _, value in given]
-
-
-async def _inspect(connection: Any) -> Any:
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return await schema.inspect(connection)
 
 
 async def _read_tables(connection: Any) -> list[tuple[str, bool, int]]:

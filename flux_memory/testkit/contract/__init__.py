@@ -25,11 +25,13 @@ from flux_memory.testkit.contract.interrupted_ratings import InterruptedRatingsC
 from flux_memory.testkit.contract.interrupted_removals import InterruptedRemovalsContract
 from flux_memory.testkit.contract.interrupted_updates import InterruptedUpdatesContract
 from flux_memory.testkit.contract.lasting_ratings import LastingRatingsContract
+from flux_memory.testkit.contract.late_closes import LateClosesContract
 from flux_memory.testkit.contract.leftovers import LeftoversContract
 from flux_memory.testkit.contract.lifecycle import LifecycleContract
 from flux_memory.testkit.contract.limits import LimitsContract
 from flux_memory.testkit.contract.list_pages import ListPagesContract
 from flux_memory.testkit.contract.listing import ListingContract
+from flux_memory.testkit.contract.locks import LocksContract
 from flux_memory.testkit.contract.long_ids import LongIdsContract
 from flux_memory.testkit.contract.lookups import LookUpsContract
 from flux_memory.testkit.contract.many_ratings import ManyRatingsContract
@@ -71,12 +73,14 @@ class MemoryContract(
     InterruptedRatingsContract,
     CutRemovalsContract,
     NetworkContract,
+    LateClosesContract,
     DeadlinesContract,
     ShutdownContract,
     InterruptedRemovalsContract,
     CancellationContract,
     LeftoversContract,
     CrowdedRemovalsContract,
+    LocksContract,
     ContentionContract,
     ConcurrencyContract,
     InterruptedUpdatesContract,

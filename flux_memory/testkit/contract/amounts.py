@@ -88,8 +88,7 @@ class AmountsContract(Binding):
             same = await memory.add_messages(session, batch) == ids
             assert same, f"the batch of {size} messages returned other ids"
             await _check_contents(reader, session, size)
-            # The fast profile retries the shorter batch only.
-            if size == BATCH or store.thorough:
+            if size == BATCH or store.includes(f"the retry of a batch of {size:,} messages"):
                 same = await memory.add_messages(session, batch) == ids
                 assert same, f"the retry of {size} messages returned other ids"
                 await _check_contents(reader, session, size)
@@ -250,9 +249,11 @@ async def _add_numbers(store: StoreUnderTest, memory: Memory, session: str, most
     """Add messages with the numbers from 1 on; return their ids by their contents."""
     ids: dict[str, str] = {}
     batched = Capability.BATCH in store.capabilities
-    stop, step = (most, BATCH) if batched else (most if store.thorough else WITHOUT_BATCHES, AT_ONCE)
-    for start in range(1, stop, step):
-        texts = [str(number) for number in range(start, min(start + step, stop))]
+    if not batched and not store.includes(f"a conversation of {most:,} messages"):
+        most = WITHOUT_BATCHES
+    step = BATCH if batched else AT_ONCE
+    for start in range(1, most, step):
+        texts = [str(number) for number in range(start, min(start + step, most))]
         if batched:
             made = await memory.add_messages(session, [{"role": "user", "content": text} for text in texts])
         else:

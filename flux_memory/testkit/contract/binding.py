@@ -14,17 +14,17 @@ import pytest
 from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH
 from flux_memory.testkit.capabilities import ALL, Capability
 from flux_memory.testkit.clauses import CLAUSES
+from flux_memory.testkit.contract.hooks import (
+    ClockAt,
+    CorruptMessage,
+    HoldLocks,
+    ReadRaw,
+    clock_of_this_process,
+)
 from flux_memory.testkit.contract.outages import Outage, network_outages
 from flux_memory.testkit.contract.preflight import context_of_binding, preflight_of
 from flux_memory.testkit.contract.routes import Proxied, Routes
-from flux_memory.testkit.contract.under_test import (
-    ClockAt,
-    CorruptMessage,
-    Factory,
-    ReadRaw,
-    StoreUnderTest,
-    clock_of_this_process,
-)
+from flux_memory.testkit.contract.under_test import Factory, StoreUnderTest
 from flux_memory.testkit.declarations import capabilities_of, refuse_replacements
 from flux_memory.testkit.timeouts import Timeouts
 from flux_memory.testkit.verdicts import BindingFault
@@ -102,6 +102,14 @@ class Binding:
         return None
 
     @pytest.fixture
+    def hold_locks(self) -> HoldLocks | None:
+        """Return an async context manager in which another client of the store holds the locks of some records.
+
+        It takes pairs of a session's id and a message's id, which is None for the lock of the session itself.
+        """
+        return None
+
+    @pytest.fixture
     def outages(self) -> Sequence[Outage]:
         """Return the outages that the binding can cause, besides those of the network of `proxied_memory_factory`."""
         return ()
@@ -130,7 +138,8 @@ class Binding:
         preflight.begin(request.node.nodeid)
         preflight.check_fixtures(memory_factory=memory_factory, clock_at=clock_at)
         read_raw: ReadRaw | None = request.getfixturevalue("read_raw")
-        optional = {"corrupt_message": corrupt_message, "read_raw": read_raw}
+        hold_locks: HoldLocks | None = request.getfixturevalue("hold_locks")
+        optional = {"corrupt_message": corrupt_message, "read_raw": read_raw, "hold_locks": hold_locks}
         preflight.check_fixtures(**{name: value for name, value in optional.items() if value is not None})
         seed = str(getattr(request.config.option, "hypothesis_seed", ""))
         claimed = capabilities_of(request.node)
@@ -151,6 +160,7 @@ class Binding:
             clock_at=clock_at,
             corrupt_message=corrupt_message,
             read_raw=read_raw,
+            hold_locks=hold_locks,
             outages=(*_of_network(routes, claimed), *_given_outages(request)) if away else (),
             routes=routes,
             capabilities=claimed,

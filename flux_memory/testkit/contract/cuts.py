@@ -64,8 +64,8 @@ class Cutter:
     def __init__(self, store: StoreUnderTest, route: Route, share: tuple[int, int] = (0, 1)) -> None:
         self.route = route
         self._silent = Capability.OUTAGES in store.capabilities
-        self._thorough = store.thorough
-        self._share = share
+        self._store = store
+        self.number, self._cutters = share
         self.cuts: Sequence[CutPlace] = ()
         self.stalls: Sequence[CutPlace] = ()
         """Silence in the middle of each of the last requests of a call, in any profile and share."""
@@ -81,9 +81,9 @@ class Cutter:
         self.stalls = stalls[-MOST_STALLS:]
         # A transaction commits in its last exchange, so each place of that one counts.
         last = len(_REQUEST) + len(_REPLY)
-        number, of = self._share
-        chosen = found if self._thorough else [*choose_cuts(found[:-last], MOST_CUTS - last), *found[-last:]]
-        self.cuts = chosen[number::of]
+        if len(found) > MOST_CUTS and not self._store.includes(f"more than {MOST_CUTS} cuts of a call"):
+            found = [*choose_cuts(found[:-last], MOST_CUTS - last), *found[-last:]]
+        self.cuts = found[self.number :: self._cutters]
         return result
 
     async def cut(self, cut: CutPlace, call: Awaitable[Any]) -> Any:

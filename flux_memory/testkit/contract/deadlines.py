@@ -34,11 +34,11 @@ FIRST_SECONDS: Final = 0.05
 """The deadline of the call before both."""
 STAGGERED_SECONDS: Final = (FIRST_SECONDS, PATIENT_SECONDS, 0.1, 0.15, PATIENT_SECONDS, 0.2)
 """Deadlines of calls that begin together: they pass one by one, and each may make room for queued calls."""
-GRACE_SECONDS: Final = 1.0
-"""By how much a call may overrun its deadline, cancelled or not."""
+GRACE_SECONDS: Final = 0.25
+"""By how much a call may overrun its deadline, cancelled or not, on a near store."""
 OWN_SECONDS: Final = 5.0
 """Much longer than an impatient call may take, and much shorter than a patient call waits."""
-RETRY_SECONDS: Final = 0.5
+RETRY_SECONDS: Final = 0.25
 """The deadline of a call after an outage, on a near store; a handle may have several lost connections."""
 SETTLING_SECONDS: Final = 1.0
 """How long a patient call may take once the store is back, before it is cancelled."""
@@ -141,6 +141,7 @@ class DeadlinesContract(Binding):
                 impatient = _calls(memory, session, SHORT_SECONDS)
                 _, late = await asyncio.wait(impatient, timeout=OWN_SECONDS)
             await _settle([*patient, *impatient], seconds=0)
+            outage.heal()
             await memory.close()
             assert not late, (
                 f"{outage.name}: {len(late)} of {len(impatient)} calls with a deadline of {SHORT_SECONDS} s had not "
@@ -176,6 +177,7 @@ class DeadlinesContract(Binding):
                 tries += 1
                 await asyncio.sleep(RETRY_PAUSE_SECONDS)
             await _settle([*patient, *impatient], seconds=0)
+            outage.heal()
             await memory.close()
             await own.judge(store)
 
@@ -192,7 +194,8 @@ class DeadlinesContract(Binding):
     async def test_cancelled_during_an_outage(self, store: StoreUnderTest) -> None:
         async def check(outage: Outage) -> None:
             handles = shared, alone, _ = [store.open_through(outage) for _ in range(3)]
-            ledger, other, third = [Ledger(await shared.create_session()) for _ in range(3)]
+            first_session, stretch = await stretched(shared.create_session())
+            ledger, other, third = map(Ledger, (first_session, *[await shared.create_session() for _ in range(2)]))
             assert await ledger.add(alone, "before")
             async with outage.away():
                 # Adds behind the first one may wait for it and then be sent together.
@@ -215,7 +218,7 @@ class DeadlinesContract(Binding):
                 _cancel(doomed.values())
                 await asyncio.wait(doomed.values(), timeout=OWN_SECONDS)
                 # No call may take effect any more: the store was unreachable until all deadlines had passed.
-                await asyncio.sleep(SHORT_SECONDS + GRACE_SECONDS)
+                await asyncio.sleep(SHORT_SECONDS + GRACE_SECONDS * stretch)
             ledger.rule_out(doomed, f"CancelledError during the outage {outage.name!r}")
             await _settle([first, *doomed.values(), *beside])
             for handle in handles:
@@ -243,6 +246,7 @@ class DeadlinesContract(Binding):
                 with deadline(SHORT_SECONDS):
                     closing = [asyncio.ensure_future(each.close()) for each in (used, unused)]
                 _, late = await asyncio.wait(closing, timeout=OWN_SECONDS)
+            outage.heal()
             await asyncio.wait(calls, timeout=SETTLING_SECONDS)
             await gather_outcomes(*closing)
             assert not late, (

@@ -15,6 +15,7 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import turns_of_the_loop
 from flux_memory.testkit.contract.cuts import MOST_CUTS, Cutter, check_cut_reads, over_routes
 from flux_memory.testkit.contract.deadlines import MIXED_SECONDS, OWN_SECONDS, SHORT_SECONDS
+from flux_memory.testkit.contract.outages import Outage, in_each
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.replies import Reply, reply_to
 from flux_memory.testkit.contract.under_test import StoreUnderTest
@@ -125,7 +126,7 @@ class InterruptedRatingsContract(Binding):
         away=True,
     )
     async def test_feedback_during_an_outage(self, store: StoreUnderTest) -> None:
-        for outage in store.outages(lossy=False):
+        async def check(outage: Outage) -> None:
             memory, replies = store.open_through(outage), dict[str, Reply]()
             # The owner of feedback is that of its session, which an outage may lock.
             session = await memory.create_session()
@@ -142,6 +143,8 @@ class InterruptedRatingsContract(Binding):
             await memory.close()
             assert not late, f"{outage.name}: {len(late)} calls had not ended after {OWN_SECONDS} s"
             await _judge(store, replies)
+
+        await in_each(store.outages(lossy=False), check)
 
 
 async def _add(memory: Memory, replies: dict[str, Reply], name: str, within: float) -> None:

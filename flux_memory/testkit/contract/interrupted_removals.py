@@ -15,6 +15,7 @@ from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import POINTS, TURNS, cancelled_everywhere, turns_of_the_loop
 from flux_memory.testkit.contract.deadlines import MIXED_SECONDS, OWN_SECONDS, SHORT_SECONDS
+from flux_memory.testkit.contract.outages import Outage, in_each
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.replies import Reply, find_state, reply_to
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered, contents
@@ -201,7 +202,7 @@ class InterruptedRemovalsContract(Binding):
         away=True,
     )
     async def test_removals_during_an_outage(self, store: StoreUnderTest) -> None:
-        for outage in store.outages(lossy=False):
+        async def check(outage: Outage) -> None:
             memory = store.open_through(outage)
             session, source = [await memory.create_session() for _ in range(2)]
             doomed = [await memory.create_session(user_id=f"{outage.name} {number}") for number in range(AWAY_CALLS)]
@@ -211,11 +212,11 @@ class InterruptedRemovalsContract(Binding):
             deleted: dict[str, Reply] = {}
 
             async def fork(name: str, within: float) -> None:
-                forks[name] = await _reply(memory.fork_session(source, new_session_id=name), within)  # noqa: B023 - awaited in the same round
+                forks[name] = await _reply(memory.fork_session(source, new_session_id=name), within)
 
             async def delete(number: int, within: float) -> None:
-                user = f"{outage.name} {number}"  # noqa: B023 - awaited in the same round
-                deleted[doomed[number]] = await _reply(memory.delete_sessions(user_id=user), within)  # noqa: B023 - awaited in the same round
+                user = f"{outage.name} {number}"
+                deleted[doomed[number]] = await _reply(memory.delete_sessions(user_id=user), within)
 
             async with outage.away():
                 calls = [
@@ -237,6 +238,8 @@ class InterruptedRemovalsContract(Binding):
                 await _judge_forks(reader, forks)
                 for name, reply in deleted.items():
                     reply.check(await reader.get_session(name) is None, "a deletion")
+
+        await in_each(store.outages(lossy=False), check)
 
 
 class Pops:

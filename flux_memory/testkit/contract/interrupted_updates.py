@@ -17,6 +17,7 @@ from flux_memory.testkit.contract.created_by_adds import OWNED
 from flux_memory.testkit.contract.cuts import Cutter, over_routes
 from flux_memory.testkit.contract.ledger import LONG_SECONDS
 from flux_memory.testkit.contract.leftovers import EVERYTHING, assert_as_new
+from flux_memory.testkit.contract.outages import Outage, in_each
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.replies import Reply, reply_to
 from flux_memory.testkit.contract.under_test import StoreUnderTest, contents, gather_outcomes
@@ -175,7 +176,7 @@ class InterruptedUpdatesContract(Binding):
         away=True,
     )
     async def test_updates_during_an_outage(self, store: StoreUnderTest) -> None:
-        for outage in store.outages(lossy=False):
+        async def check(outage: Outage) -> None:
             memory = store.open_through(outage)
             changes, apart = [Changes(await memory.create_session()) for _ in range(2)]
             assert await apart.update(memory, "before", LONG_SECONDS)
@@ -199,6 +200,8 @@ class InterruptedUpdatesContract(Binding):
             reader = store.open()
             await changes.judge(reader)
             await apart.judge(reader)
+
+        await in_each(store.outages(lossy=False), check)
 
     @clause(
         "FM-NET-030",

@@ -129,7 +129,9 @@ class LimitsContract(Binding):
         updated = await memory.get_session(session)
         (listed,) = await memory.get_sessions()
         times = store.max_content_bytes // len(long.encode())
-        longest = long * (times if store.thorough else min(times, 17))
+        if times > 17 and not store.includes("content of more than 17 MiB"):
+            times = 17
+        longest = long * times
         await memory.add_message(session, long, longest)
         (message,) = await memory.get_history(session)
         assert created is not None

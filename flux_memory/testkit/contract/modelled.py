@@ -26,7 +26,8 @@ class ModelContract(Binding):
         # Hypothesis is slow to import, and only this clause needs it.
         from flux_memory.testkit.contract.model.exploration import FAST, explore, thorough  # noqa: PLC0415
 
-        profile = replace(thorough() if store.thorough else FAST, call_seconds=store.timeouts.call_seconds)
+        chosen = thorough() if store.includes("ten minutes of random calls") else FAST
+        profile = replace(chosen, call_seconds=store.timeouts.call_seconds)
         if store.seed is not None:
             profile = replace(profile, seed=store.seed)
         store.seeds["model"] = profile.seed

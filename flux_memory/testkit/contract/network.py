@@ -131,7 +131,8 @@ class NetworkContract(Binding):
             await memory.create_session()
             await cutter.measure(memory.create_session("t"))
             for cut in cutter.cuts:
-                name = f"{cut.direction} {cut.after} {cut.how}"
+                # Routes that share the places may measure different ones, and cut at the same.
+                name = f"{cutter.number} {cut.direction} {cut.after} {cut.how}"
                 reply = await reply_to(cutter.cut(cut, memory.create_session("t", session_id=name)))
                 reply.check(await memory.get_session(name) is not None, f"{name} after {cut}")
 

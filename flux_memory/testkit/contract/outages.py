@@ -27,21 +27,26 @@ class Outage:
     """Connections that were open during the outage remain silent after it."""
     has_own_path: bool = False
     """Only handles that it opened are away: other outages may be at the same time."""
+    heal: Callable[[], None] = lambda: None
+    """Ends the connections that the outage left silent, so that a handle need not wait for them."""
 
 
 async def in_each(outages: Sequence[Outage], check: Callable[[Outage], Awaitable[None]]) -> None:
-    """Check something in each outage: at the same time in those that have a path of their own, then in the others.
+    """Check something in each outage: in those with a path of their own at the same time, beside the others in turn.
 
     Raises:
         BaseException: A check failed.
     """
-    apart = [outage for outage in outages if outage.has_own_path]
-    for outcome in await asyncio.gather(*map(check, apart), return_exceptions=True):
+
+    async def in_turn() -> None:
+        for outage in outages:
+            if not outage.has_own_path:
+                await check(outage)
+
+    apart = [check(outage) for outage in outages if outage.has_own_path]
+    for outcome in await asyncio.gather(*apart, in_turn(), return_exceptions=True):
         if outcome is not None:
             raise outcome
-    for outage in outages:
-        if not outage.has_own_path:
-            await check(outage)
 
 
 def network_outages(proxy: Proxy, open_memory: Callable[[], Memory]) -> tuple[Outage, ...]:
@@ -71,5 +76,5 @@ def network_outages(proxy: Proxy, open_memory: Callable[[], Memory]) -> tuple[Ou
 
     return (
         Outage("server down", open_memory, down),
-        Outage("silent network", open_memory, silent, loses_connections=True),
+        Outage("silent network", open_memory, silent, loses_connections=True, heal=proxy.heal),
     )

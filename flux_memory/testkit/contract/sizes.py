@@ -80,7 +80,8 @@ class SizesContract(Binding):
         for cap in (64 * KIB, MIB, 16 * MIB):
             text = (_LINES * 17)[: min(cap + 1, store.max_content_bytes)]
             # The largest title takes as long as all the others together.
-            title = text if cap <= MIB or store.thorough else "title"
+            whole = cap <= MIB or store.includes("a title of 16 MiB")
+            title = text if whole else "title"
             session = await memory.create_session()
             batch: Any = [{"role": "user", "content": text}]
             returned: list[Any] = [await memory.update_session(session, title=title, messages=batch)]
@@ -88,7 +89,7 @@ class SizesContract(Binding):
             (stored,) = await memory.get_history(session)
             if Capability.FORK in store.capabilities:
                 # The text of the title, and of the original's.
-                for given in ({"title": title}, {})[cap > MIB and not store.thorough :]:
+                for given in ({"title": title}, {}) if whole else ({},):
                     fork = await memory.fork_session(session, **given)
                     returned.append(await memory.get_session(fork))
                     (copied,) = await memory.get_history(fork)

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import datetime
-from typing import Any, Final, TypeVar, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar, Unpack, cast
 
 import pytest
 
 from flux_memory import MAX_CONTENT_BYTES, MAX_ID_LENGTH, Memory, Message
 from flux_memory.testkit.capabilities import ALL, MEANING, Capability
-from flux_memory.testkit.contract.clock import python_clock_at
+from flux_memory.testkit.contract.hooks import Hooks, StoreHooks
 from flux_memory.testkit.contract.outages import Outage
-from flux_memory.testkit.contract.preflight import Preflight, awaitable_of_binding, context_of_binding
+from flux_memory.testkit.contract.preflight import Preflight
 from flux_memory.testkit.contract.processes import Child, Work
 from flux_memory.testkit.contract.routes import Route, Routes
 from flux_memory.testkit.recorder import Transcript, awaitable
 from flux_memory.testkit.timeouts import CLAUSE_SECONDS, BlockedError, Limit, Timeouts, limited, unblocked
-from flux_memory.testkit.verdicts import BindingFault, unverified
+from flux_memory.testkit.verdicts import unverified
 
 Result = TypeVar("Result")
 Factory = Callable[[], Memory]
-ClockAt = Callable[[datetime], AbstractAsyncContextManager[None]]
-CorruptMessage = Callable[[str, str], Awaitable[None]]
-ReadRaw = Callable[[str, str], Awaitable[Mapping[str, Any] | None]]
 
 SEPARATORS: Final = (":", "/", "|", "#", "-", "_", ".", ",", " ", "\x1f")
 """Separators that stores put between the parts of a key, and that ids may contain."""
@@ -36,22 +32,12 @@ MANY: Final = 3_000
 _MANY_ONE_BY_ONE: Final = 120
 
 
-@asynccontextmanager
-async def clock_of_this_process(moment: datetime) -> AsyncIterator[None]:
-    """Set the clock of this process's Python code to this moment."""
-    with python_clock_at(moment):
-        yield
-
-
-class StoreUnderTest:
+class StoreUnderTest(StoreHooks):
     """One store, empty at first, and the operations of a clause that go past its handles.
 
     Args:
         factory: Each call opens another handle on the store.
         fresh_factory: The same for a store on which no handle has ever been opened.
-        clock_at: A context that sets the time of writes to the given moment.
-        corrupt_message: Makes one stored message unreadable without the backend; takes its session's id and its own.
-        read_raw: Reads one stored message without the backend; takes its session's id and its own.
         outages: The ways in which the store can be unreachable.
         routes: The kit's proxies in front of the store's server.
         capabilities: What the backend claims.
@@ -61,6 +47,7 @@ class StoreUnderTest:
         seed: The random seed of the model.
         timeouts: How long a call may take in this run.
         preflight: The check of the binding before a clause; None for a store without a binding.
+        hooks: What the binding does to the store past the backend, by the names of `Hooks`.
     """
 
     def __init__(
@@ -68,9 +55,6 @@ class StoreUnderTest:
         factory: Factory,
         *,
         fresh_factory: Factory | None = None,
-        clock_at: ClockAt = clock_of_this_process,
-        corrupt_message: CorruptMessage | None = None,
-        read_raw: ReadRaw | None = None,
         outages: Sequence[Outage] = (),
         routes: Routes | None = None,
         capabilities: Capability = ALL,
@@ -80,7 +64,9 @@ class StoreUnderTest:
         seed: int | None = None,
         timeouts: Timeouts | None = None,
         preflight: Preflight | None = None,
+        **hooks: Unpack[Hooks],
     ) -> None:
+        super().__init__(**hooks)
         self.factory = factory
         self.fresh_factory = fresh_factory or factory
         self.capabilities = capabilities
@@ -88,7 +74,6 @@ class StoreUnderTest:
         self.max_id_length = max_id_length
         self.claims: list[dict[str, Any]] = []
         """The finding on each capability: its `name`, whether it is `claimed`, the `outcome`."""
-        self.thorough = thorough
         self.seed = seed
         self.timeouts = timeouts or Timeouts()
         self.seeds: dict[str, int] = {}
@@ -97,15 +82,21 @@ class StoreUnderTest:
         """The clause that runs on this store."""
         self.finished = False
         """Whether a clause ran on this store to its end."""
+        self.left_out: list[str] = []
+        """Parts of the clause that only the thorough profile runs."""
         self.transcript = Transcript()
+        self._thorough = thorough
         self._preflight = preflight
-        self._clock_at = clock_at
-        self._corrupt_message = corrupt_message
-        self._read_raw = read_raw
         self._outages = outages
         self._routes = routes
         self._opened: list[Memory] = []
         self._false_claims: list[str] = []
+
+    def includes(self, part: str) -> bool:
+        """Return whether the run's profile includes a part of the clause that takes long; if not, reports name it."""
+        if not self._thorough and part not in self.left_out:
+            self.left_out.append(part)
+        return self._thorough
 
     async def check_binding(self) -> None:
         """Check that the binding gives an empty store that can be reached, unless it was checked often enough."""
@@ -175,36 +166,6 @@ class StoreUnderTest:
             )
         self._opened.append(memory)
         return cast("Memory", self.transcript.record(memory))
-
-    def clock_at(self, moment: datetime) -> AbstractAsyncContextManager[None]:
-        """Return a context that sets the time of writes to this moment."""
-        context: AbstractAsyncContextManager[None] = context_of_binding(
-            "the function that clock_at returns", self._clock_at(moment)
-        )
-        return context
-
-    async def corrupt_message(self, session_id: str, message_id: str) -> None:
-        """Make one stored message unreadable."""
-        if self._corrupt_message is None:
-            unverified("override the fixture corrupt_message to damage a row without the backend")
-        await awaitable_of_binding("corrupt_message", self._corrupt_message(session_id, message_id))
-
-    async def read_raw(self, session_id: str, message_id: str, *, needed: str) -> Mapping[str, Any]:
-        """Return one message as it is stored, decoded; fail if the store does not have it.
-
-        The clause is unverified without the key `needed`.
-        """
-        if self._read_raw is None:
-            unverified("override the fixture read_raw to read a message without the backend")
-        stored = await awaitable_of_binding("read_raw", self._read_raw(session_id, message_id))
-        if stored is None:
-            pytest.fail(f"read_raw does not find the message {message_id!r}, which was acknowledged")
-        if not isinstance(stored, Mapping):
-            raise BindingFault(f"read_raw returned a {type(stored).__name__}, not a mapping of its keys")
-        if needed not in stored:
-            found = ", ".join(map(repr, stored)) or "nothing"
-            unverified(f"read_raw returned {found} of a message; return its {needed!r}, too, decoded from the store")
-        return stored
 
     def agrees(self, capability: Capability, outcome: str) -> bool:
         """Return whether the outcome for a capability agrees with the claim."""

@@ -41,6 +41,8 @@ class Result:
     """Whether it failed as the binding declares by `known_failure`."""
     fault: bool = False
     """Whether it is unverified because the binding cannot be used, which is an error."""
+    left_out: list[str] = field(default_factory=list)
+    """Parts of a clause that held which only the thorough profile runs."""
 
     @property
     def holds(self) -> bool:
@@ -130,6 +132,14 @@ class Evidence:
     def results_of(self, backend: str) -> Iterator[tuple[ClauseEvidence, Result]]:
         """Return the clauses of a backend with their results."""
         return ((clause, clause.results[backend]) for clause in self.clauses if backend in clause.results)
+
+    def parts_left_out(self, backend: str) -> dict[str, list[str]]:
+        """Return the parts of a backend's clauses that only the thorough profile runs, with the clauses' ids."""
+        parts: dict[str, list[str]] = {}
+        for clause, result in self.results_of(backend):
+            for part in result.left_out:
+                parts.setdefault(part, []).append(clause.id)
+        return parts
 
     def count(self, backend: str, outcome: Outcome) -> int:
         """Count a backend's clauses with this outcome."""

@@ -118,7 +118,7 @@ def _result_without_error(item: pytest.Item, given: Excuse | None, declared: str
         return {"outcome": "failed", "reason": f"the clause can be verified; remove its @unverifiable ({declared})"}
     if given is not None and given.outcome == "failed":
         return {"outcome": "failed", "reason": f"the clause holds; remove its @known_failure ({given.reason})"}
-    return {"outcome": "held"}
+    return {"outcome": "held", "left_out": [*store.left_out]}
 
 
 def _store_of(item: pytest.Item) -> Any:

@@ -26,7 +26,7 @@ _MARKUP: Final = re.compile(r"([\\`*_{}\[\]<>#|~])")
 def markdown(evidence: Evidence) -> str:
     """Return the report."""
     parts = [_head(evidence), _groups(evidence), *_capabilities(evidence), *_mutants(evidence)]
-    parts += ["\n".join(_not_held(evidence)), "\n".join(_clauses(evidence))]
+    parts += ["\n".join(_not_held(evidence)), "\n".join(_left_out(evidence)), "\n".join(_clauses(evidence))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -97,6 +97,15 @@ def _not_held(evidence: Evidence) -> Iterator[str]:
         if result.reproduction:
             fence = "`" * max(3, 1 + max(map(len, re.findall("`+", result.reproduction)), default=0))
             yield f"\n{fence}python\n{result.reproduction}\n{fence}"
+
+
+def _left_out(evidence: Evidence) -> Iterator[str]:
+    found = [(backend.name, evidence.parts_left_out(backend.name)) for backend in evidence.backends]
+    if any(parts for _, parts in found):
+        yield "## Parts that only the thorough profile runs\n"
+    for name, parts in found:
+        for part, ids in parts.items():
+            yield f"- {_plain(name)}: {_plain(part)} ({', '.join(ids)})"
 
 
 def _clauses(evidence: Evidence) -> Iterator[str]:

@@ -196,12 +196,13 @@ def _chip(backend: str, result: Result) -> str:
 
 def _whys(clause: ClauseEvidence) -> Iterator[str]:
     for name, result in clause.results.items():
-        if result.reason and result.outcome != "not claimed":
+        why = result.reason or "; ".join(f"thorough only, not run: {part}" for part in result.left_out)
+        if why and result.outcome != "not claimed":
             test = f'<p class="quiet">{escape(result.test)}</p>\n' if result.test else ""
             code = f"<pre>{escape(result.reproduction)}</pre>\n" if result.reproduction else ""
             yield (
                 f'<div class="why {_class_of(result.outcome)}">\n<p class="title">{escape(name)}</p>\n'
-                f"<p>{escape(result.reason)}</p>\n{code}{test}</div>\n"
+                f"<p>{escape(why)}</p>\n{code}{test}</div>\n"
             )
 
 

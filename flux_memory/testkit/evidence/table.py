@@ -11,6 +11,7 @@ from flux_memory.testkit.evidence.document import NOT_ASKED, BackendEvidence, Cl
 
 _COUNTED: Final[tuple[Outcome, ...]] = ("failed", "advisory", "unverified", *NOT_ASKED, "not run")
 _LEFT: Final[Outcome] = "thorough only"
+_THOROUGH: Final = "pass --flux-profile=thorough"
 _PACKAGES: Final = ("flux-memory", "pytest", "pytest-asyncio", "Python", "system")
 _WIDEST: Final = len("999 of 999")
 _GAP: Final = 3
@@ -34,7 +35,10 @@ def write_table(terminal: pytest.TerminalReporter, evidence: Evidence) -> None:
                 line = f"{result.outcome}: {clause.id} on {backend.name}: {' '.join(why.split())}"
                 terminal.write_line(line, red=result.outcome == "failed", yellow=result.outcome != "failed")
         if left := [clause.id for clause, result in evidence.results_of(backend.name) if result.outcome == _LEFT]:
-            terminal.write_line(f"{_LEFT}, not run: {', '.join(left)} on {backend.name}: pass --flux-profile=thorough")
+            terminal.write_line(f"{_LEFT}, not run: {', '.join(left)} on {backend.name}: {_THOROUGH}")
+        if parts := evidence.parts_left_out(backend.name):
+            named = "; ".join(f"{part} ({', '.join(ids)})" for part, ids in parts.items())
+            terminal.write_line(f"{_LEFT}, parts not run: {named} on {backend.name}: {_THOROUGH}")
     terminal.write_line("")
     for backend in evidence.backends:
         if backend.about:

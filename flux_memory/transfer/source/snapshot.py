@@ -236,7 +236,7 @@ def check_file(path: Path) -> int:
     if not readable:
         raise MigrationError(f"{path} cannot be read: no permission; run as its owner, or grant read access")
     if size == 0:
-        raise MigrationError(f"{path} is empty; check --sqlite-path, there is nothing to move")
+        raise MigrationError(f"{path} is empty and holds no conversation memory; check --sqlite-path")
     return size
 
 
