@@ -17,7 +17,7 @@ from flux_memory.backends.sqlite.file import check_usable, hint_at_original, ref
 from flux_memory.dsn import SecretText, mask_dsn, parse_dsn
 from flux_memory.errors import BackendUnavailableError, SchemaError
 from flux_memory.health.methods import check_methods
-from flux_memory.schema import describe_version, missing_steps
+from flux_memory.schema import WITH_FEEDBACK, describe_version, missing_steps
 from flux_memory.schema import sqlite as sqlite_schema
 from flux_memory.schema.postgres.tables import IS_MEMORY
 
@@ -44,8 +44,6 @@ WHERE {IS_MEMORY}
 ORDER BY relname DESC
 """  # noqa: S608 - constants of ours
 COUNT_FEEDBACK: Final = "SELECT count(*) FROM feedback"
-WITH_FEEDBACK: Final = 7
-"""The schema version since which there is a table of feedback."""
 
 _ROUND_TRIPS: Final = 5
 _POOL_CONNECTIONS: Final = 10

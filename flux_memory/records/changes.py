@@ -13,10 +13,11 @@ from flux_memory.records.checking import (
     MessageRow,
     check_batch,
     check_lookup,
+    check_owner,
     drop_repeats,
 )
 from flux_memory.records.ids import make_id
-from flux_memory.records.limits import MAX_METADATA_BYTES, MAX_USER_ID_LENGTH
+from flux_memory.records.limits import MAX_METADATA_BYTES
 from flux_memory.records.metadata import encode_metadata
 from flux_memory.records.text import check_id, check_str, check_text, find_unstorable
 
@@ -120,19 +121,6 @@ def check_fork(through: object, new_session_id: object, user_id: object, title: 
         None if user_id is None else check_owner(user_id),
         None if title is None else check_text("title", title),
     )
-
-
-def check_owner(user_id: object) -> str:
-    """Return the owner of a session to store: at most 255 characters, and `""` for none.
-
-    Args:
-        user_id: The argument.
-
-    Raises:
-        InvalidTypeError: The value is not a `str`.
-        InvalidInputError: The text is too long, or it has a NUL or a lone surrogate.
-    """
-    return check_id("user_id", user_id, min_length=0, max_length=MAX_USER_ID_LENGTH)
 
 
 def check_flag(name: str, value: object) -> bool:

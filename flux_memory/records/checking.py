@@ -92,7 +92,7 @@ def check_new_session(
     """
     return SessionRow(
         _own_id("session_id", session_id),
-        check_id("user_id", user_id, min_length=0, max_length=MAX_USER_ID_LENGTH),
+        check_owner(user_id),
         check_text("title", title),
         encode_metadata(metadata, most=most),
     )
@@ -130,6 +130,19 @@ def check_new_message(
         check_text(f"{place}content", content),
         encode_metadata(metadata, f"{place}metadata", most=most),
     )
+
+
+def check_owner(user_id: object) -> str:
+    """Return the owner of a session to store: at most 255 characters, and `""` for none.
+
+    Args:
+        user_id: The argument.
+
+    Raises:
+        InvalidTypeError: The value is not a `str`.
+        InvalidInputError: The text is too long, or it has a NUL or a lone surrogate.
+    """
+    return check_id("user_id", user_id, min_length=0, max_length=MAX_USER_ID_LENGTH)
 
 
 def list_messages(messages: object) -> list[Any]:

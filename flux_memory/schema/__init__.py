@@ -18,6 +18,12 @@ from flux_memory.errors import SchemaError
 
 VERSION_TABLE: Final = "flux_memory_schema"
 FILE_NAME: Final = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z_]+)\.sql")
+NUMBERED: Final = 3
+"""The version since which messages are numbered; earlier tables are those of the original application."""
+NARROWED: Final = 6
+"""The version since which titles and metadata of sessions are in a table of their own, and ids have 255 characters."""
+WITH_FEEDBACK: Final = 7
+"""The version since which there is a table of feedback."""
 
 _ORIGINAL_SESSIONS: Final = {"id", "title", "created_at", "updated_at", "metadata"}
 _ORIGINAL_MESSAGES: Final = {"id", "session_id", "role", "content", "metadata", "created_at"}

@@ -10,6 +10,7 @@ from flux_memory.dsn import Dsn
 from flux_memory.errors import BackupError
 from flux_memory.operations.backup.addresses import libpq_environment
 from flux_memory.operations.backup.programs import Program, run_program
+from flux_memory.schema import WITH_FEEDBACK
 
 TABLES: Final = (
     "sessions",
@@ -29,8 +30,6 @@ JOIN pg_namespace ON pg_namespace.oid = relnamespace
 WHERE relkind = 'r' AND pg_table_is_visible(pg_class.oid) AND relname = ANY ($1::text::name[])
 ORDER BY array_position($1::text::name[], relname)
 """
-FEEDBACK_VERSION: Final = 7
-"""The schema version since which the table `feedback` is the library's."""
 AS_ARRAY: Final = "{" + ",".join(TABLES) + "}"
 EXPORT_SNAPSHOT: Final = "SELECT pg_export_snapshot()"
 # The checksum of a table is the sum of its rows', so it does not depend on their order.
@@ -67,7 +66,7 @@ async def find_own_tables(connection: Any, schema_version: int) -> tuple[dict[st
             "the database has no conversation memory; check the DSN, or open the memory once with the library"
         )
     own = next(schema for name, _, schema in rows if name == "sessions")
-    others = {"feedback"} if schema_version < FEEDBACK_VERSION else set()
+    others = {"feedback"} if schema_version < WITH_FEEDBACK else set()
     return {name: quoted for name, quoted, schema in rows if schema == own and name not in others}, own
 
 

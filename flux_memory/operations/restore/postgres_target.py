@@ -7,7 +7,7 @@ from typing import Any, Final
 from flux_memory.backends.postgres.arrays import write_texts
 from flux_memory.dsn import mask_dsn, parse_dsn
 from flux_memory.errors import BackupError
-from flux_memory.operations.backup.dumping import FEEDBACK_VERSION, refuse_pooler, restore_dump
+from flux_memory.operations.backup.dumping import refuse_pooler, restore_dump
 from flux_memory.operations.backup.postgres_reading import read_contents
 from flux_memory.operations.backup.programs import find_program
 from flux_memory.operations.backup.proving import compare_database
@@ -15,6 +15,7 @@ from flux_memory.operations.backup.sqlite_copy import reading_copy
 from flux_memory.operations.restore.populated import Populated
 from flux_memory.operations.restore.recognizing import Backup
 from flux_memory.operations.restore.unpacking import Unpacked
+from flux_memory.schema import WITH_FEEDBACK
 from flux_memory.schema import postgres as schema
 from flux_memory.schema.postgres.tables import WITH_RECORD
 from flux_memory.transfer import Plan, Status, migrate
@@ -73,7 +74,7 @@ async def inspect_database(dsn: str, user: str | None) -> tuple[Populated, str |
         target = await inspect_target(connection, replaces=True)
         refuse_distributed(target)
         name = await connection.fetchval(SELECT_SCHEMA)
-        has_feedback = (await schema.inspect(connection, WITH_RECORD)).version >= FEEDBACK_VERSION
+        has_feedback = (await schema.inspect(connection, WITH_RECORD)).version >= WITH_FEEDBACK
         if user is None:
             feedback = await connection.fetchval(COUNT_FEEDBACK) if has_feedback else 0
             return Populated(target.sessions, target.messages, feedback, exists=target.has_tables), name

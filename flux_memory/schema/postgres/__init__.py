@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
-from flux_memory.schema import VERSION_TABLE, SchemaFile, adopted_version, history, missing_steps
+from flux_memory.schema import NUMBERED, VERSION_TABLE, SchemaFile, adopted_version, history, missing_steps
 from flux_memory.schema.postgres.attachments import (
     SELECT_POLICIES_ON_IDS,
     SELECT_TABLES,
@@ -17,7 +17,6 @@ from flux_memory.schema.postgres.attachments import (
 from flux_memory.schema.postgres.clusters import explain_fault, refuse_upgrade
 from flux_memory.schema.postgres.faults import SELECT_FAULTS
 from flux_memory.schema.postgres.inspection import (
-    NUMBERED,
     SELECT_TAKEN_NAMES,
     Fault,
     find_faults,

@@ -9,18 +9,10 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from flux_memory.errors import SchemaError
-from flux_memory.schema import history
+from flux_memory.schema import NARROWED, NUMBERED, WITH_FEEDBACK, history
 from flux_memory.schema.postgres.adoption import SELECT_ADOPTION_FAULTS
 from flux_memory.schema.postgres.faults import SELECT_FAULTS
 from flux_memory.schema.postgres.narrowing import SELECT_NARROWING_FAULTS
-
-NUMBERED: Final = 3
-"""The version since which messages are numbered; earlier tables are those of the original application."""
-NARROWED: Final = 6
-"""The version since which titles and metadata of sessions are in a table of their own, and ids have 255 characters."""
-
-WITH_FEEDBACK: Final = 7
-"""The version since which there is a table of feedback."""
 
 # Ranked last: other statements use the name that the table still has.
 SELECT_TAKEN_NAMES: Final = """

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from flux_memory.testkit.reference import ReferenceMemory
+    from flux_memory.testkit.reference.networked import NetworkedMemory
 
     Sound = ReferenceMemory
+    Client = NetworkedMemory
 else:
-    Sound = object
-"""The base of mixins, for type checkers; at run time a mixin is combined with the class of any memory."""
+    # For type checkers, mixins have the base that they break; at run time `broken` adds the class of a memory.
+    Sound = Client = object
 
 Mixin = TypeVar("Mixin", bound=type)
 

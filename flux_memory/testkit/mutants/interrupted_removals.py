@@ -13,18 +13,14 @@ from typing import TYPE_CHECKING, Any
 from flux_memory import BackendUnavailableError, FluxMemoryError, OutcomeUnknownError, deadline
 from flux_memory.backends.deadlines import seconds_for
 from flux_memory.testkit.mutants.cancellation import _LeaksALock
-from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+from flux_memory.testkit.mutants.catalogue import Client, Sound, caught_by
 from flux_memory.testkit.mutants.forks import _ForksInSteps
 from flux_memory.testkit.mutants.network import _GivesUp
 from flux_memory.testkit.mutants.shared import LONG_SECONDS
 from flux_memory.testkit.reference.rows import new_id
 
 if TYPE_CHECKING:
-    from flux_memory.testkit.reference.networked import NetworkedMemory, Request
-
-    Client = NetworkedMemory
-else:
-    Client = object
+    from flux_memory.testkit.reference.networked import Request
 
 
 @caught_by("FM-CAN-040")

@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flux_memory import BackendUnavailableError, ConflictError
 from flux_memory.testkit.mutants.cancellation import _LeaksALock
-from flux_memory.testkit.mutants.catalogue import Sound, caught_by
+from flux_memory.testkit.mutants.catalogue import Client, Sound, caught_by
 from flux_memory.testkit.mutants.network import _GivesUp
 from flux_memory.testkit.mutants.shared import _WorksInATask
 from flux_memory.testkit.mutants.updates import divide
 from flux_memory.testkit.reference.rows import new_id
 
 if TYPE_CHECKING:
-    from flux_memory.testkit.reference.networked import NetworkedMemory, Request
-
-    Client = NetworkedMemory
-else:
-    Client = object
-
-"""The deadline of a call without one."""
+    from flux_memory.testkit.reference.networked import Request
 
 
 @caught_by("FM-CAN-030")

@@ -8,17 +8,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from flux_memory import BackendUnavailableError, ConflictError, FluxMemoryError, OutcomeUnknownError
-from flux_memory.testkit.mutants.catalogue import caught_by
+from flux_memory.testkit.mutants.catalogue import Client, caught_by
 from flux_memory.testkit.reference import ReferenceMemory
 from flux_memory.testkit.reference.rows import new_id
 
 if TYPE_CHECKING:
-    from flux_memory.testkit.reference.networked import NetworkedMemory, Request
+    from flux_memory.testkit.reference.networked import Request
     from flux_memory.testkit.reference.wire import Wire
-
-    Client = NetworkedMemory
-else:
-    Client = object
 
 
 @caught_by("FM-NET-001")

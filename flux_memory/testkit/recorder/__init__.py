@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import reprlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
@@ -68,6 +68,21 @@ class Transcript:
         """Return a handle that forwards to this one and records its calls."""
         self._handles += 1
         return RecordedMemory(memory, f"memory_{self._handles}", self)
+
+    def recorded(self, handle: str, method: str, make: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Return what makes the calls of a handle's method, and records them."""
+
+        async def recorded(*args: Any, **kwargs: Any) -> Any:
+            call = self.begin(handle, method, args, kwargs)
+            try:
+                result = await make(*args, **kwargs)
+            except BaseException as error:
+                self.end(call, error=error)
+                raise
+            self.end(call, result)
+            return result
+
+        return recorded
 
     def begin(self, handle: str, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Record the start of a call."""
@@ -193,17 +208,11 @@ class RecordedFeedback:
         self._transcript = transcript
 
     def __getattr__(self, method: str) -> Any:
-        async def recorded(*args: Any, **kwargs: Any) -> Any:
-            call = self._transcript.begin(self._name, f"feedback.{method}", args, kwargs)
-            try:
-                result = await awaitable(method, getattr(self._find(), method)(*args, **kwargs))
-            except BaseException as error:
-                self._transcript.end(call, error=error)
-                raise
-            self._transcript.end(call, result)
-            return result
-
-        return recorded
+        return self._transcript.recorded(
+            self._name,
+            f"feedback.{method}",
+            lambda *args, **kwargs: awaitable(method, getattr(self._find(), method)(*args, **kwargs)),
+        )
 
 
 class RecordedMemory:
@@ -216,18 +225,9 @@ class RecordedMemory:
 
     def __getattr__(self, method: str) -> Any:
         bound = self._bound(method)
-
-        async def recorded(*args: Any, **kwargs: Any) -> Any:
-            call = self._transcript.begin(self._name, method, args, kwargs)
-            try:
-                result = await awaitable(method, bound(*args, **kwargs))
-            except BaseException as error:
-                self._transcript.end(call, error=error)
-                raise
-            self._transcript.end(call, result)
-            return result
-
-        return recorded
+        return self._transcript.recorded(
+            self._name, method, lambda *args, **kwargs: awaitable(method, bound(*args, **kwargs))
+        )
 
     @property
     def feedback(self) -> RecordedFeedback:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from flux_memory.errors import MigrationError
 from flux_memory.records.printing import shell_quoted
-from flux_memory.schema import VERSION_TABLE, adopted_version, missing_steps
+from flux_memory.schema import NARROWED, VERSION_TABLE, WITH_FEEDBACK, adopted_version, missing_steps
 from flux_memory.schema import sqlite as schema
 from flux_memory.schema.sqlite.objects import refuse_views_as_tables
 from flux_memory.transfer.rows.postgres_time import microseconds
@@ -70,10 +70,6 @@ _SPLIT: Final = {
     "messages": _WIDE["messages"],
 }
 _FEEDBACK: Final = set(FEEDBACK_FIELDS)
-_FEEDBACK_VERSION: Final = 7
-"""The schema version since which there is a table of feedback."""
-_SPLIT_VERSION: Final = 6
-"""The schema version since which titles and metadata are in `session_details`."""
 _DERIVED: Final = {VERSION_TABLE, "session_metadata", "session_metadata_wanted"}
 """Tables and views of the library whose content follows from the rows."""
 
@@ -123,13 +119,13 @@ def inspect_source(db: sqlite3.Connection) -> Layout:
         )
     applied = schema.applied_versions(db)
     missing_steps("sqlite", applied)
-    known = _SPLIT if max(applied, default=0) >= _SPLIT_VERSION else _WIDE
+    known = _SPLIT if max(applied, default=0) >= NARROWED else _WIDE
     columns = {table: {name for (name,) in db.execute(schema.SELECT_COLUMNS, (table,))} for table in known}
     if not applied and adopted_version({table: columns[table] & _ORIGINAL[table] for table in _ORIGINAL}) == 0:
         raise MigrationError("the tables 'sessions' and 'messages' are not conversation memory; check --sqlite-path")
     of_feedback = {name for (name,) in db.execute(schema.SELECT_COLUMNS, ("feedback",))}
     # The scratch file of a retry has the columns, and no version.
-    has_feedback = max(applied, default=0) >= _FEEDBACK_VERSION or of_feedback == _FEEDBACK
+    has_feedback = max(applied, default=0) >= WITH_FEEDBACK or of_feedback == _FEEDBACK
     if has_feedback:
         known, columns = known | {"feedback": _FEEDBACK}, columns | {"feedback": of_feedback}
         if lacking := _FEEDBACK - of_feedback:
