@@ -1,6 +1,7 @@
 """Deliberately broken memories, in modules named like the clause groups: each proves its clause."""
 
 from flux_memory.testkit.mutants import (
+    activity,
     amounts,
     batches,
     cancellation,
@@ -52,6 +53,7 @@ from flux_memory.testkit.mutants.catalogue import MUTANTS, Mutant, broken
 __all__ = [
     "MUTANTS",
     "Mutant",
+    "activity",
     "amounts",
     "batches",
     "broken",
