@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flux_memory.testkit.contract.canary
 import flux_memory.testkit.extra  # noqa: F401 - its error names the extra
+from flux_memory.testkit.contract.activity import ActivityContract
 from flux_memory.testkit.contract.amounts import AmountsContract
 from flux_memory.testkit.contract.atomic_forks import AtomicForksContract
 from flux_memory.testkit.contract.batches import BatchesContract
@@ -103,6 +104,7 @@ class MemoryContract(
     LookUpsContract,
     SessionsContract,
     FilteringContract,
+    ActivityContract,
     ListPagesContract,
     ListingContract,
     MomentsContract,
