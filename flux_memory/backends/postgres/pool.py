@@ -188,7 +188,8 @@ class OwnPool(MeteredPool):
                 return None
             else:
                 self._idle.pop()
-                self._fewest_idle = min(self._fewest_idle, len(self._idle))
+                if len(self._idle) < self._fewest_idle:
+                    self._fewest_idle = len(self._idle)
                 return connection
         return None
 
