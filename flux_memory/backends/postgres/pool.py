@@ -188,8 +188,7 @@ class OwnPool(MeteredPool):
                 return None
             else:
                 self._idle.pop()
-                if len(self._idle) < self._fewest_idle:
-                    self._fewest_idle = len(self._idle)
+                self._fewest_idle = min(self._fewest_idle, len(self._idle))
                 return connection
         return None
 
