@@ -116,7 +116,7 @@ class Feedback(Protocol):
             since: Only entries of this time and later, which must have a time zone; `None` means all.
 
         Raises:
-            InvalidInputError: The time has no time zone.
+            InvalidInputError: The time has no time zone, or a year outside 1 to 9999 in UTC.
         """
         ...
 

@@ -322,7 +322,7 @@ class Memory(Protocol):
             inactive_since: Only sessions whose `updated_at` is before this time, which must have a time zone.
 
         Raises:
-            InvalidInputError: No criterion is given, or the time has no time zone.
+            InvalidInputError: No criterion is given, or the time has no time zone, or a year outside 1 to 9999 in UTC.
         """
         raise not_supported("delete_sessions")
 

@@ -9,9 +9,9 @@ from adapting import Adapter, checked_count, message, refuse_given, translating
 from langchain_core.messages import ChatMessage
 from langchain_postgres import PostgresChatMessageHistory
 from psycopg import AsyncConnection
-from uuid6 import uuid7
 
 from flux_memory import InvalidInputError
+from flux_memory.records import make_id
 from flux_memory.testkit import Capability
 
 CAPABILITIES = (
@@ -48,7 +48,7 @@ class LangChain(Adapter):
     ) -> str:
         self.check_open()
         refuse_given(title=title, metadata=metadata, session_id=session_id, user_id=user_id)
-        made = str(uuid7())
+        made = make_id()
         await self.history(made)
         return made
 
@@ -91,5 +91,5 @@ class LangChain(Adapter):
 def _message(one: Any) -> ChatMessage:
     # The peer's validation raises a ValueError for values that are not text.
     return ChatMessage(
-        content=one["content"], role=one["role"], additional_kwargs=one.get("metadata") or {}, id=str(uuid7())
+        content=one["content"], role=one["role"], additional_kwargs=one.get("metadata") or {}, id=make_id()
     )

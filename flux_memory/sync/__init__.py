@@ -326,7 +326,7 @@ class SyncMemory(BlockingCalls):
             inactive_since: Only sessions whose `updated_at` is before this time, which must have a time zone.
 
         Raises:
-            InvalidInputError: No criterion is given, or the time has no time zone.
+            InvalidInputError: No criterion is given, or the time has no time zone, or a year outside 1 to 9999 in UTC.
         """
         return self._call(lambda memory: memory.delete_sessions(user_id=user_id, inactive_since=inactive_since))
 

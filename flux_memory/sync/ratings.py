@@ -91,7 +91,7 @@ class SyncFeedback:
             since: Only entries of this time and later, which must have a time zone; `None` means all.
 
         Raises:
-            InvalidInputError: The time has no time zone.
+            InvalidInputError: The time has no time zone, or a year outside 1 to 9999 in UTC.
         """
         counted: FeedbackStats = self._call(lambda feedback: feedback.stats(since=since))
         return counted

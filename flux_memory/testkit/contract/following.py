@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from itertools import product, starmap
 from typing import Any, Final
 
 import pytest
@@ -127,28 +128,30 @@ class FollowingContract(Binding):
     )
     async def test_after_with_ties_and_neighbours(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        sessions = [await memory.create_session() for _ in range(3)]
+        sessions = await together(memory.create_session() for _ in range(3))
 
         def named(at: int, number: int) -> str:
             return str((number * (at + 1) + at) % ROUNDS if at < 2 else ROUNDS - number)
 
         async with store.clock_at(datetime.now(UTC) + timedelta(hours=1)):
             for number in range(ROUNDS // 3):
-                for at, session in enumerate(sessions):
-                    await memory.add_message(session, "user", f"{at} {number}", message_id=named(at, number))
+                await together(
+                    memory.add_message(session, "user", f"{at} {number}", message_id=named(at, number))
+                    for at, session in enumerate(sessions)
+                )
         for at, session in enumerate(sessions):
             numbers = range(ROUNDS // 3, ROUNDS)
             batch: list[Any] = [
                 {"role": "user", "content": f"{at} {number}", "message_id": named(at, number)} for number in numbers
             ]
             await memory.add_messages(session, batch)
-        for at, session in enumerate(sessions):
-            said = [f"{at} {number}" for number in range(ROUNDS)]
-            for size in (1, 4, None):
-                for number in range(ROUNDS):
-                    page = await memory.get_history(session, size, after=named(at, number))
-                    expected = said[number + 1 :][:size]
-                    assert contents(page) == expected, f"{size} after message {number} of session {at}"
+
+        async def check(at: int, size: int | None, number: int) -> None:
+            page = await memory.get_history(sessions[at], size, after=named(at, number))
+            expected = [f"{at} {later}" for later in range(number + 1, ROUNDS)][:size]
+            assert contents(page) == expected, f"{size} after message {number} of session {at}"
+
+        await together(starmap(check, product(range(len(sessions)), (1, 4, None), range(ROUNDS))))
 
     @clause(
         "FM-ORD-034",

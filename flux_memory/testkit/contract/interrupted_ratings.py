@@ -74,9 +74,7 @@ class InterruptedRatingsContract(Binding):
                 left = [entry["feedback_id"] for entry in await memory.feedback.get(None, session_id="deleted")]
                 reply.check(name not in left, cut)
 
-        await over_routes(store, added)
-        await over_routes(store, repeated)
-        await over_routes(store, deleted)
+        await over_routes(store, added, repeated, deleted)
 
     @clause(
         "FM-NET-045",

@@ -15,6 +15,7 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import cancelled_everywhere
 from flux_memory.testkit.contract.corpus import NOT_TEXTS
 from flux_memory.testkit.contract.limits import NOWHERE
+from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.ratings import ids_of
 from flux_memory.testkit.contract.under_test import StoreUnderTest, another_handle, gather_outcomes
 
@@ -206,9 +207,11 @@ class LastingRatingsContract(Binding):
             number = int(name.split()[1]) if name.startswith("try ") else "after"
             assert (entry["comment"], entry["metadata"]) == (str(number), {"n": number})
         # Each one may be sent again.
-        for name in sorted(uncertain):
-            number = int(name.split()[1])
-            await memory.feedback.add("s", 1, comment=f"{number}", metadata={"n": number}, feedback_id=name)
+        numbers = {name: int(name.split()[1]) for name in sorted(uncertain)}
+        await together(
+            memory.feedback.add("s", 1, comment=f"{number}", metadata={"n": number}, feedback_id=name)
+            for name, number in numbers.items()
+        )
         assert {*await ids_of(memory)} == expected | uncertain
 
     @clause(

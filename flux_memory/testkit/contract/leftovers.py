@@ -30,6 +30,9 @@ ODD_TEXT: Final = "é 漢 🎉 \\ ' %s"
 TURNS: Final = (1, 2, 3, 5, 8, 13)
 """Turns of the event loop before calls are cancelled."""
 
+LANES: Final = 4
+"""Handles that make calls at the same time, each one call after the other."""
+
 Call = Callable[[Memory, str], Awaitable[Any]]
 """A call on a session."""
 
@@ -82,17 +85,20 @@ class LeftoversContract(Binding):
         needs=EVERYTHING,
     )
     async def test_successful_calls_leave_nothing_behind(self, store: StoreUnderTest) -> None:
-        # One call at a time, so that the calls after it use the same connection.
-        other = store.open()
+        async def check(calls: Sequence[tuple[str, Call]]) -> None:
+            memory, other = store.open(), store.open()
+            page = await make_page(other)
+            # One call of a handle at a time, so that the calls after it use the same connection.
+            for name, call in calls:
+                await call(memory, await make_page(other, 3))
+                await _assert_unchanged(store, memory, other, page, name)
+
         if Capability.CLEAR_ALL in store.capabilities:
-            memory = store.open()
+            memory, other = store.open(), store.open()
             await memory.clear_all()
             await _assert_unchanged(store, memory, other, await make_page(other), "clear_all")
-        page = await make_page(other)
-        memory = store.open()
-        for name, call in good_calls(store.capabilities).items():
-            await call(memory, await make_page(other, 3))
-            await _assert_unchanged(store, memory, other, page, name)
+        calls = list(good_calls(store.capabilities).items())
+        await asyncio.gather(*(check(calls[at::LANES]) for at in range(LANES)))
 
     @clause(
         "FM-LIF-013",

@@ -46,10 +46,10 @@ class ListPagesContract(Binding):
             async with store.clock_at(moment + timedelta(microseconds=later)):
                 await together(memory.create_session(session_id=f"{session}{later}") for session in ids)
         rows = await memory.get_sessions(None)
-        for size in (1, 5, 24, 25):
-            assert await _pages(memory, size) == rows
-        for at, row in enumerate(rows):
-            assert await memory.get_sessions(None, before=row) == rows[at + 1 :]
+        for found in await together(_pages(memory, size) for size in (1, 5, 24, 25)):
+            assert found == rows
+        following = await together(memory.get_sessions(None, before=row) for row in rows)
+        assert following == [rows[at + 1 :] for at in range(len(rows))]
         if len({row["updated_at"] for row in rows}) > 2 or rows[-1]["updated_at"] < moment.isoformat(
             timespec="seconds"
         ):
@@ -104,8 +104,7 @@ class ListPagesContract(Binding):
     )
     async def test_the_list_cursor_while_others_change(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        for number in range(LISTED * 2):
-            await memory.create_session(str(number))
+        await together(memory.create_session(str(number)) for number in range(LISTED * 2))
         rows = await memory.get_sessions(None)
         newest = rows[0]["updated_at"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -41,12 +42,16 @@ class ManyRatingsContract(Binding):
         memory = store.open()
         most = MANY_ENTRIES if store.includes(f"{MANY_ENTRIES:,} entries of a session") else ENTRIES
         await memory.create_session(session_id="hers", user_id="ann")
-        for session, rating in (("hers", 1), ("unowned", -1)):
-            await together(memory.feedback.add(session, rating) for _ in range(most))
+        given = {"hers": 1, "unowned": -1}
+        await together(memory.feedback.add(session, rating) for session, rating in given.items() for _ in range(most))
         assert len({*await ids_of(memory)}) == 2 * most
-        for session, rating in (("hers", 1), ("unowned", -1)):
-            assert len(await ids_of(memory, session_id=session)) == len(await ids_of(memory, rating=rating)) == most
-            assert len(await memory.feedback.get(most, session_id=session)) == most
+        for session, rating in given.items():
+            by_session, by_rating, page = await asyncio.gather(
+                ids_of(memory, session_id=session),
+                ids_of(memory, rating=rating),
+                memory.feedback.get(most, session_id=session),
+            )
+            assert len(by_session) == len(by_rating) == len(page) == most
         stats = await memory.feedback.stats()
         assert (stats["total"], stats["positive"], stats["negative"]) == (2 * most, most, most)
         await memory.delete_sessions(user_id="ann")
@@ -165,20 +170,24 @@ class ManyRatingsContract(Binding):
             {"metadata": {"": None}},
             {"metadata": {"corrected_answer": ""}},
         ]
-        for at, parts in enumerate(kinds):
-            name = f"kind {at}"
-            await memory.feedback.add("s", 0, feedback_id=name, **parts)
-            (found,) = [entry for entry in await other.feedback.get() if entry["feedback_id"] == name]
-            bare: dict[str, Any] = {"message_id": None, "comment": "", "corrected_answer": None, "metadata": {}}
-            shown: dict[str, Any] = {**found}
-            assert {key: shown[key] for key in bare} == bare | parts
-            for again in kinds:
-                if again == parts:
-                    assert await other.feedback.add("s", 0, feedback_id=name, **again) == name
-                    continue
-                with pytest.raises(ConflictError):
-                    await other.feedback.add("s", 0, feedback_id=name, **again)
-            assert await memory.feedback.get(1, at, session_id="s") != []
+        bare: dict[str, Any] = {"message_id": None, "comment": "", "corrected_answer": None, "metadata": {}}
+        names = {f"kind {at}": parts for at, parts in enumerate(kinds)}
+
+        async def add_over(name: str, again: dict[str, Any]) -> None:
+            if again == names[name]:
+                assert await other.feedback.add("s", 0, feedback_id=name, **again) == name
+                return
+            with pytest.raises(ConflictError):
+                await other.feedback.add("s", 0, feedback_id=name, **again)
+
+        await together(memory.feedback.add("s", 0, feedback_id=name, **parts) for name, parts in names.items())
+        await together(add_over(name, again) for name in names for again in kinds)
+        found: dict[str, Any] = {entry["feedback_id"]: entry for entry in await other.feedback.get(None)}
+        assert {name: {key: entry[key] for key in bare} for name, entry in found.items()} == {
+            name: bare | parts for name, parts in names.items()
+        }
+        pages = await together(memory.feedback.get(1, at, session_id="s") for at in range(len(kinds)))
+        assert all(pages)
         assert len(await ids_of(memory)) == len(kinds)
 
     @clause(

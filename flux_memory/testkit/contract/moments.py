@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
 
-from flux_memory import Memory
+import pytest
+
+from flux_memory import InvalidInputError, Memory
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
@@ -59,6 +61,14 @@ SCATTERED: Final = (
     datetime(2038, 1, 19, 3, 14, 9, tzinfo=UTC),
 )
 """In no order, and around the billionth second since 1970, which has one digit more."""
+
+FIRST: Final = datetime.min.replace(tzinfo=UTC)
+LAST: Final = datetime.max.replace(tzinfo=UTC)
+OUTSIDE: Final = (
+    datetime.min.replace(tzinfo=timezone(timedelta(hours=1))),
+    datetime.max.replace(tzinfo=timezone(-timedelta(hours=1))),
+)
+"""Times that are in another year than 1 to 9999 in UTC."""
 
 
 class MomentsContract(Binding):
@@ -200,6 +210,31 @@ class MomentsContract(Binding):
         assert list(again) == [ours[0]] * CONNECTIONS, "one handle reads a time differently"
         times = [datetime.fromisoformat(row["created_at"]) for row in ours if row is not None]
         assert max(times) - min(times) < timedelta(seconds=NOW_SECONDS), "sessions made at once have other times"
+
+    @clause(
+        "FM-TIM-060",
+        promise="`delete_sessions` and `feedback.stats` take any time of the years 1 to 9999 in UTC, the first and the "
+        "last included; a time outside them is an `InvalidInputError`, and removes nothing.",
+        impact="A job that removes every conversation by the last time of the calendar fails with an error of the driver.",
+        needs=Capability.SESSIONS | Capability.TIMESTAMPS | Capability.RETENTION,
+    )
+    async def test_times_of_any_year(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        rates = Capability.FEEDBACK in store.capabilities
+        session = await memory.create_session()
+        if rates:
+            await memory.feedback.add(session, 1)
+        for moment in OUTSIDE:
+            with pytest.raises(InvalidInputError, match="inactive_since"):
+                await memory.delete_sessions(inactive_since=moment)
+            if rates:
+                with pytest.raises(InvalidInputError, match="since"):
+                    await memory.feedback.stats(since=moment)
+        for moment, left in ((FIRST, 1), (LAST, 0)):
+            if rates:
+                assert (await memory.feedback.stats(since=moment))["total"] == left, f"since {moment}"
+            assert await memory.delete_sessions(inactive_since=moment) == 1 - left, f"before {moment}"
+            assert await memory.count_sessions() == left
 
 
 async def _add(memory: Memory, session: str, number: int, *, named: bool) -> None:

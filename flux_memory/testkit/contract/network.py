@@ -14,7 +14,7 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cuts import PATIENT_SECONDS, Cutter, check_cut_reads, choose_cuts, over_routes
 from flux_memory.testkit.contract.ledger import Ledger
 from flux_memory.testkit.contract.replies import reply_to
-from flux_memory.testkit.contract.under_test import StoreUnderTest, contents
+from flux_memory.testkit.contract.under_test import StoreUnderTest, contents, gather_outcomes
 
 BATCH: Final = 5
 """Messages of a batch, which a store may send one by one."""
@@ -78,8 +78,11 @@ class NetworkContract(Binding):
         away=True,
     )
     async def test_batches_meet_cuts(self, store: StoreUnderTest) -> None:
-        await _adds_meet_cuts(store, lambda name: _ids(name, BATCH))
-        await _adds_meet_cuts(store, lambda name: _ids(name, LARGE), at_the_end=True)
+        small = _adds_meet_cuts(store, lambda name: _ids(name, BATCH))
+        large = _adds_meet_cuts(store, lambda name: _ids(name, LARGE), at_the_end=True)
+        for outcome in await gather_outcomes(small, large):
+            if outcome is not None:
+                raise outcome
 
     @clause(
         "FM-NET-004",

@@ -133,9 +133,12 @@ class RatingsContract(Binding):
             *({"corrected_answer": other} for other in ("", None)),
             *({"metadata": other} for other in ({}, {"n": True}, {"n": "1"}, {"n": 1, "m": 2})),
         ]
-        for change in changes:
+
+        async def add_over(change: dict[str, Any]) -> None:
             with pytest.raises(ConflictError):
                 await memory.feedback.add(feedback_id="f", **{**first, **change})
+
+        await together(map(add_over, changes))
         assert await memory.feedback.get() == before
 
     @clause(
@@ -175,8 +178,7 @@ class RatingsContract(Binding):
         for later in (0, 1, 2, 60):
             names = [f"{letter}{later}" for letter in "baBéz_1"]
             async with store.clock_at(MIDNIGHT + timedelta(seconds=later)):
-                for name in names:
-                    await memory.feedback.add("s", 1, feedback_id=name)
+                await together(memory.feedback.add("s", 1, feedback_id=name) for name in names)
             expected = sorted(names, key=str.encode, reverse=True) + expected
         assert await ids_of(memory) == expected
         times = [entry["created_at"] for entry in await memory.feedback.get(None)]
@@ -191,12 +193,11 @@ class RatingsContract(Binding):
     )
     async def test_feedback_filters(self, store: StoreUnderTest) -> None:
         memory = store.open()
-        added: dict[str, tuple[str, str | None, int]] = {}
-        for session in ("s", "S", "s "):
-            for message in ("m", "M", None):
-                for rating in (-1, 0, 1):
-                    made = await memory.feedback.add(session, rating, message_id=message)
-                    added[made] = (session, message, rating)
+        given: list[tuple[str, str | None, int]] = [*product(("s", "S", "s "), ("m", "M", None), (-1, 0, 1))]
+        made = await together(
+            memory.feedback.add(session, rating, message_id=message) for session, message, rating in given
+        )
+        added = dict(zip(made, given, strict=True))
 
         async def check(*wanted: object) -> None:
             expected = {

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+from flux_memory import InvalidInputError
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -179,3 +180,25 @@ class LaterConnectionsWriteInTokyo(_ConnectsAgain):
 
 def _in_japan(moment: str) -> str:
     return (datetime.fromisoformat(moment) + timedelta(hours=9)).isoformat(timespec="microseconds")
+
+
+@caught_by("FM-TIM-060")
+class ComparesInAnotherZone(Sound):
+    """Converts a time to the zone of the process, which the last time of the calendar does not have."""
+
+    async def delete_sessions(self, *, user_id: Any = None, inactive_since: Any = None) -> Any:
+        if isinstance(inactive_since, datetime) and inactive_since.utcoffset() is not None:
+            inactive_since = inactive_since.astimezone(timezone(timedelta(hours=1)))
+        return await super().delete_sessions(user_id=user_id, inactive_since=inactive_since)
+
+
+@caught_by("FM-TIM-060")
+class ClampsToTheCalendar(Sound):
+    async def delete_sessions(self, *, user_id: Any = None, inactive_since: Any = None) -> Any:
+        try:
+            return await super().delete_sessions(user_id=user_id, inactive_since=inactive_since)
+        except InvalidInputError:
+            if not isinstance(inactive_since, datetime) or inactive_since.utcoffset() is None:
+                raise
+            last = datetime.max.replace(tzinfo=UTC)
+            return await super().delete_sessions(user_id=user_id, inactive_since=last)
