@@ -25,7 +25,7 @@ from flux_memory.transfer.source.preflight import PreflightResult
 from flux_memory.transfer.source.reader import Source, inspect_source, refuse_unknown
 from flux_memory.transfer.source.snapshot import Snapshot, snapshot_of
 from flux_memory.transfer.target.choosing import choose_path
-from flux_memory.transfer.target.load import added_columns, load, refuse_to_replace, replace
+from flux_memory.transfer.target.load import Rows, added_columns, load, refuse_to_replace, replace
 from flux_memory.transfer.target.merge_result import MergeResult
 from flux_memory.transfer.target.moves import NOT_RECORDED, MoveRecord, find_source_ids, may_read_record, open_record
 from flux_memory.transfer.target.parallel import merge_parts
@@ -209,7 +209,10 @@ class _Migration:
                 found = await self._compare(connection, source_ids, Forecast())
                 only_loaded = not (found.target_sessions or found.target_messages)
             whole = await load_first(
-                *(connection, first, record, self._path),
+                connection,
+                first,
+                record,
+                self._path,
                 replaces=plan.replace,
                 restores_deleted=plan.restore_deleted,
                 watcher=self._watcher,
@@ -242,8 +245,7 @@ class _Migration:
     async def _load(self, connection: Any, record: MoveRecord | None) -> MergeResult:
         plan, found, advance = self._plan, self._report.preflight, self._watcher.advance
         skips_deleted = record is not None and record.known and not plan.restore_deleted
-        rows = (connection, self._parts, found, self._watcher, record)
-        if not skips_deleted and await load(*rows, drops_keys=self._path.drops_keys):
+        if not skips_deleted and await load(connection, self._rows(record)):
             self._filled = True
             return MergeResult(found.sessions, found.messages)
         merged = await merge_parts(
@@ -261,6 +263,9 @@ class _Migration:
                 await record.add_move(connection, found.sessions, found.messages)
         return merged
 
+    def _rows(self, record: MoveRecord | None) -> Rows:
+        return Rows(self._parts, self._report.preflight, self._watcher, record, self._path.drops_keys)
+
     async def _replace(self, connection: Any, record: MoveRecord | None) -> None:
         """Replace the target's rows, and prove the new ones before the old ones are gone."""
         report, found = self._report, self._report.preflight
@@ -269,9 +274,7 @@ class _Migration:
         await transaction.start()
         await connection.execute(WRITING)
         with report.phase(self._watcher, "Load", found.sessions + found.messages):
-            before = await replace(
-                *(connection, self._parts, found, self._watcher, record), drops_keys=self._path.drops_keys
-            )
+            before = await replace(connection, self._rows(record))
             entries = await self._feedback.replace(connection)
         with report.phase(self._watcher, "Analyze", None):
             await connection.execute(ANALYZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import asyncpg
@@ -103,57 +104,49 @@ _MAX_MEMORY_KB: Final = 1024 * 1024
 """Upper bound for maintenance_work_mem, in kB."""
 
 
-async def load(
-    connection: Any,
-    parts: Sequence[Spool],
-    found: PreflightResult,
-    watcher: Watcher,
-    record: MoveRecord | None,
-    *,
-    drops_keys: bool,
-) -> bool:
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a source on their way to a target."""
+
+    parts: Sequence[Spool]
+    """The spools, in order."""
+    found: PreflightResult
+    """The numbers of rows."""
+    watcher: Watcher
+    """Receives the rows sent, the phase that builds keys, and why they are not dropped."""
+    record: MoveRecord | None
+    """Receives the sessions."""
+    drops_keys: bool
+    """Whether the keys are dropped and built again, if nothing is in the way."""
+
+
+async def load(connection: Any, rows: Rows) -> bool:
     """Fill an empty target; return `False`, with nothing changed, if it has rows or the role does not own the tables.
 
     Args:
         connection: Connected to a target with the current schema.
-        parts: The spools, in order.
-        found: The numbers of rows.
-        watcher: Receives the rows sent, the phase that builds keys, and why they are not dropped.
-        record: Receives the sessions.
-        drops_keys: Whether the keys are dropped and built again, if nothing is in the way.
+        rows: The rows.
     """
     async with write_transaction(connection):
         await connection.execute(LOCK_MIGRATIONS)
         if await connection.fetchval(HAS_ROWS):
             return False
         if not await connection.fetchval(IS_OWNER):
-            watcher.say("The role does not own the tables, so the rows are loaded in batches beside the keys")
+            rows.watcher.say("The role does not own the tables, so the rows are loaded in batches beside the keys")
             return False
         await _lock_tables(connection)
         if await connection.fetchval(HAS_ROWS):
             return False
-        await _fill(connection, parts, found, watcher, record, drops_keys=drops_keys)
+        await _fill(connection, rows)
     return True
 
 
-async def replace(
-    connection: Any,
-    parts: Sequence[Spool],
-    found: PreflightResult,
-    watcher: Watcher,
-    record: MoveRecord | None,
-    *,
-    drops_keys: bool,
-) -> tuple[int, int]:
-    """Replace all rows of a target, in the caller's transaction; return the numbers of sessions and messages before.
-
-    Args: as those of `load`.
-    """
+async def replace(connection: Any, rows: Rows) -> tuple[int, int]:
+    """Replace all rows of a target, in the caller's transaction; return the numbers of sessions and messages before."""
     await connection.execute(LOCK_MIGRATIONS)
     await _lock_tables(connection)
     sessions, messages = await connection.fetchrow(COUNT_ROWS)
-    rows = bool(sessions or messages)
-    await _fill(connection, parts, found, watcher, record, drops_keys=drops_keys, deletes=rows)
+    await _fill(connection, rows, deletes=bool(sessions or messages))
     return sessions, messages
 
 
@@ -186,32 +179,22 @@ async def added_columns(connection: Any) -> list[str]:
     return [name for (name,) in await connection.fetch(SELECT_ADDED_COLUMNS, known)]
 
 
-async def _fill(
-    connection: Any,
-    parts: Sequence[Spool],
-    found: PreflightResult,
-    watcher: Watcher,
-    record: MoveRecord | None,
-    *,
-    drops_keys: bool,
-    deletes: bool = False,
-) -> None:
+async def _fill(connection: Any, rows: Rows, *, deletes: bool = False) -> None:
     """Put rows into the locked tables in place of theirs; `deletes` is whether they have any."""
-    if drops_keys:
-        await _fill_without_keys(connection, parts, found, watcher, deletes=deletes)
+    if rows.drops_keys:
+        await _fill_without_keys(connection, rows, deletes=deletes)
     else:
         if deletes:
             await connection.execute(EMPTY)
-        await copy_in_batches(connection, parts, watcher.advance)
-    if record is not None:
-        await record.add_every_session(connection)
-        await record.add_move(connection, found.sessions, found.messages)
+        await copy_in_batches(connection, rows.parts, rows.watcher.advance)
+    if rows.record is not None:
+        await rows.record.add_every_session(connection)
+        await rows.record.add_move(connection, rows.found.sessions, rows.found.messages)
 
 
-async def _fill_without_keys(
-    connection: Any, parts: Sequence[Spool], found: PreflightResult, watcher: Watcher, *, deletes: bool
-) -> None:
+async def _fill_without_keys(connection: Any, rows: Rows, *, deletes: bool) -> None:
     """Drop the keys for the time of the load, if nothing is in the way."""
+    parts, found, watcher = rows.parts, rows.found, rows.watcher
     keys = _Keys([*await connection.fetch(SELECT_CONSTRAINTS), *await connection.fetch(SELECT_INDEXES)])
     obstacle = await connection.fetchval(SELECT_OBSTACLE, 40 if deletes else 32) or await keys.rehearse(connection)
     if obstacle is None:

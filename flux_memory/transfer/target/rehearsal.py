@@ -8,7 +8,7 @@ from typing import Any
 from flux_memory.transfer.progress import NullWatcher, Watcher
 from flux_memory.transfer.rows.spool import Spool
 from flux_memory.transfer.source.preflight import PreflightResult
-from flux_memory.transfer.target.load import load, replace
+from flux_memory.transfer.target.load import Rows, load, replace
 from flux_memory.transfer.target.merge import BATCH_BYTES, BATCH_ROWS
 from flux_memory.transfer.target.moves import MoveRecord
 from flux_memory.transfer.target.transfer_path import TransferPath
@@ -42,12 +42,12 @@ async def load_first(
         restores_deleted: Whether it restores deleted sessions.
         watcher: Receives what the move would say.
     """
-    found, lines = PreflightResult(), _Lines(watcher)
+    rows = Rows([first], PreflightResult(), _Lines(watcher), record, path.drops_keys)
     if replaces:
-        await replace(connection, [first], found, lines, record, drops_keys=path.drops_keys)
+        await replace(connection, rows)
         return True
     skips = record is not None and record.known and not restores_deleted
-    if not skips and await load(connection, [first], found, lines, record, drops_keys=path.drops_keys):
+    if not skips and await load(connection, rows):
         return True
     batches = list(islice(first.batches(BATCH_ROWS, BATCH_BYTES), 1))
     await path.merge(connection, batches, record, restores_deleted=restores_deleted, advance=lambda _: None)
