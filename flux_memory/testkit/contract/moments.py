@@ -215,7 +215,7 @@ class MomentsContract(Binding):
         "FM-TIM-060",
         promise="`delete_sessions` and `feedback.stats` take any time of the years 1 to 9999 in UTC, the first and the "
         "last included; a time outside them is an `InvalidInputError`, and removes nothing.",
-        impact="A job that means every conversation, by the last time of the calendar, fails with an error of the driver.",
+        impact="A job that removes every conversation, by the last time of the calendar, fails with a driver's error.",
         needs=Capability.SESSIONS | Capability.TIMESTAMPS | Capability.RETENTION,
     )
     async def test_times_of_any_year(self, store: StoreUnderTest) -> None:
