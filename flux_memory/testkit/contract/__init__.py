@@ -11,6 +11,7 @@ from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
+from flux_memory.testkit.contract.conditional_appends import ConditionalAppendsContract
 from flux_memory.testkit.contract.connections import ConnectionsContract
 from flux_memory.testkit.contract.contention import ContentionContract
 from flux_memory.testkit.contract.created_by_adds import CreatedByAddsContract
@@ -88,6 +89,7 @@ class MemoryContract(
     ManyRatingsContract,
     LastingRatingsContract,
     RatingsContract,
+    ConditionalAppendsContract,
     RevisionsContract,
     TruncationContract,
     MergesContract,
