@@ -17,7 +17,7 @@ from flux_memory.testkit.contract.pace import stretched, together
 from flux_memory.testkit.contract.processes import Child, Tell
 from flux_memory.testkit.contract.under_test import StoreUnderTest
 
-_AWAY_SECONDS: Final = 0.2
+_AWAY_SECONDS: Final = 0.1
 """The deadline of a call while the store is unreachable."""
 _BACK_SECONDS: Final = 5.0
 """Much longer than a call may overrun that deadline, or may take once the store is back, if it is near."""

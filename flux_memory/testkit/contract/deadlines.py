@@ -26,7 +26,7 @@ STALL_SECONDS: Final = 0.02
 """A deadline that passes while the event loop is blocked."""
 STALLED_TURNS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 13, 17)
 """Turns of the event loop before it is blocked: enough for an add to be under way."""
-SHORT_SECONDS: Final = 0.2
+SHORT_SECONDS: Final = 0.1
 """The deadline of an impatient call during an outage."""
 PATIENT_SECONDS: Final = 10.0
 """The deadline of a concurrent patient call."""
