@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Final
 
 from flux_memory import deadline
@@ -12,13 +13,13 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.cancel_points import turns_of_the_loop
 from flux_memory.testkit.contract.ledger import LONG_SECONDS, Ledger
 from flux_memory.testkit.contract.outages import Outage, in_each
-from flux_memory.testkit.contract.pace import stretched
 from flux_memory.testkit.contract.under_test import StoreUnderTest, gather_outcomes
 
 CLOSE_SECONDS: Final = 2.0
-"""The deadline of a close(): twice as long is far beyond the grace, on a busy machine, too."""
-GRACE_SECONDS: Final = 1.5
-"""By how much a close() may overrun its deadline, on a near store."""
+"""The deadline of a close() on a store that answers within `NEAR_SECONDS`; a slower one has more time in proportion."""
+NEAR_SECONDS: Final = 0.5
+OVERRUN: Final = 1.75
+"""How many deadlines a close() may take: less than two, also on a busy machine or a distant store."""
 
 
 class LateClosesContract(Binding):
@@ -35,21 +36,21 @@ class LateClosesContract(Binding):
     async def test_close_takes_its_deadline_once(self, store: StoreUnderTest) -> None:
         async def check(outage: Outage) -> None:
             memory = store.open_through(outage)
-            session, stretch = await stretched(memory.create_session())
-            ledger = Ledger(session)
+            ledger = Ledger(await memory.create_session())
+            began = time.monotonic()
             assert await ledger.add(memory, "before")
+            seconds = CLOSE_SECONDS * max(1.0, (time.monotonic() - began) / NEAR_SECONDS)
             async with outage.away():
                 calls = [ledger.adding(memory, f"call {number}", within=LONG_SECONDS) for number in range(3)]
                 await turns_of_the_loop(4)
-                with deadline(CLOSE_SECONDS):
+                with deadline(seconds):
                     closing = asyncio.ensure_future(memory.close())
-                limit = CLOSE_SECONDS + GRACE_SECONDS * stretch
-                _, late = await asyncio.wait([closing], timeout=limit)
+                _, late = await asyncio.wait([closing], timeout=seconds * OVERRUN)
             for call in calls:
                 call.cancel()
             await gather_outcomes(closing, *calls)
             assert not late, (
-                f"{outage.name}: close() with a deadline of {CLOSE_SECONDS} s had not ended after {limit:.1f} s"
+                f"{outage.name}: close() with a deadline of {seconds:.1f} s had not ended after {OVERRUN} times that"
             )
             await ledger.judge(store)
 
