@@ -223,15 +223,19 @@ async def test_a_plan_that_cannot_be_read_is_said_and_harms_nothing(
         await wait_until(lambda: _all_planned(memory))
         memory._pool.put_back(taken)
         assert (await memory.get_session("one") or {})["id"] == "one"
-    (line,) = [line for line in messages(log, logging.WARNING, "slow_calls") if "cannot be read" in line]
+    # On a busy machine, reading the plan of the other call may take longer than its deadline, too.
+    refused = [line for line in messages(log, logging.WARNING, "slow_calls") if "no connection was free" in line]
+    (line,) = refused
     assert line.startswith("the plan of the slow create_session on postgresql://")
-    assert "no connection was free within 0.05 s" in line
+    assert "cannot be read" in line
+    assert "within 0.05 s" in line
 
 
 @pytest.mark.asyncio
 async def test_the_plan_of_a_wrong_statement_leaves_a_usable_pool(flux_memory_postgres_dsn: str) -> None:
     """The prepared statement of a plan that failed does not stand in the way of the next plan."""
     async with PostgresConversationMemory(flux_memory_postgres_dsn, max_size=1, min_size=1) as memory:
+        await memory.ping()
         for _ in range(2):
             with pytest.raises(SchemaError, match="no_such_table"):
                 await memory._explain({"SELECT id FROM no_such_table WHERE id = $1": None})
