@@ -153,4 +153,4 @@ def load_settings(**overrides: str) -> Settings:
         raise InvalidInputError(f"the file .env cannot be read ({error.strerror}); check its permissions") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise InvalidInputError(f"the setting {first['loc'][0]} is wrong: {first['msg']}") from None
+        raise InvalidInputError(f"the setting {str(first['loc'][0]).upper()} is wrong: {first['msg']}") from None

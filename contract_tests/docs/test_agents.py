@@ -150,7 +150,7 @@ asyncio.run(main())
 @pytest.fixture(scope="module")
 def agents_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The interpreter of an environment with the wheel and the frameworks."""
-    return make_recipe_environment(tmp_path_factory, "application")
+    return make_recipe_environment(tmp_path_factory, "agents")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -17,6 +17,7 @@ from typing import Final
 
 import asyncpg
 import pytest
+import trio
 
 from flux_memory import (
     BackendUnavailableError,
@@ -63,7 +64,7 @@ def memory(open_memory: Callable[[], Memory]) -> Iterator[Memory]:
     assert THREAD_NAME not in {thread.name for thread in threading.enumerate()}
 
 
-def run_in_threads(*works: Callable[[], None]) -> None:
+def run_in_threads(*works: Callable[[], object]) -> None:
     """Run functions in threads at once."""
     threads = [threading.Thread(target=work) for work in works]
     for thread in threads:
@@ -74,6 +75,20 @@ def run_in_threads(*works: Callable[[], None]) -> None:
 
 def contents(memory: Memory, session: str) -> list[str]:
     return [row["content"] for row in asyncio.run(memory.get_history(session))]
+
+
+def test_a_call_under_trio_says_what_to_use(open_memory: Callable[[], Memory]) -> None:
+    """Errors are the library's own, also those of a loop that the drivers cannot use; the handle stays usable."""
+    memory = open_memory()
+
+    async def call_and_close() -> None:
+        for call in (memory.count_sessions, lambda: memory.feedback.get(limit=1), memory.close):
+            with pytest.raises(FluxMemoryError, match=r"under trio call flux_memory\.sync in a thread"):
+                await call()
+
+    trio.run(call_and_close)
+    assert asyncio.run(memory.count_sessions()) == 0
+    asyncio.run(memory.close())
 
 
 def test_adds_from_many_loops_keep_the_order_of_each(memory: Memory) -> None:

@@ -142,7 +142,7 @@ def test_a_directory_that_cannot_be_written_says_what_to_do(clean_environment: p
 @pytest.mark.parametrize(
     ("variables", "advice"),
     [
-        ({"DATABASE_BACKEND": "mysql"}, "the setting database_backend is wrong"),
+        ({"DATABASE_BACKEND": "mysql"}, "the setting DATABASE_BACKEND is wrong"),
         ({"DATABASE_BACKEND": "postgres"}, "POSTGRES_DSN is not set; set it to"),
         ({"DATABASE_URL": "postgresql://u:s3cret@h/d"}, "set DATABASE_BACKEND=postgres and POSTGRES_DSN"),
     ],

@@ -125,7 +125,7 @@ def test_overrides_win_over_everything(environment: Environment) -> None:
 def test_an_override_that_is_not_utf8_is_named(environment: Environment) -> None:
     """Bytes on the command line that are not UTF-8 raise an error of the library without the password."""
     environment()
-    with pytest.raises(InvalidInputError, match="the setting postgres_dsn is wrong") as caught:
+    with pytest.raises(InvalidInputError, match="the setting POSTGRES_DSN is wrong") as caught:
         load_settings(database_backend="postgres", postgres_dsn=SecretText("postgresql://u:secret@h/d\udcff"))
     assert "secret" not in str(caught.value)
 
@@ -135,7 +135,7 @@ def test_an_unknown_backend_is_named(environment: Environment, value: str) -> No
     """The error names the setting and its valid values."""
     environment(DATABASE_BACKEND=value, POSTGRES_DSN="postgresql://u:secret@h/d")
     with pytest.raises(
-        InvalidInputError, match=r"the setting database_backend is wrong: .*'sqlite' or 'postgres'"
+        InvalidInputError, match=r"the setting DATABASE_BACKEND is wrong: .*'sqlite' or 'postgres'"
     ) as caught:
         load_settings()
     assert "secret" not in "".join(traceback.format_exception(caught.value))
@@ -235,5 +235,5 @@ def test_telemetry_and_slow_calls_are_set_by_names_with_the_prefix(environment: 
 def test_a_wrong_threshold_for_slow_calls_is_named(wrong: str, environment: Environment) -> None:
     """A mistake in a variable shows at once, with the variable's name."""
     environment(FLUX_MEMORY_SLOW_CALL_SECONDS=wrong)
-    with pytest.raises(InvalidInputError, match="the setting flux_memory_slow_call_seconds is wrong"):
+    with pytest.raises(InvalidInputError, match="the setting FLUX_MEMORY_SLOW_CALL_SECONDS is wrong"):
         load_settings()

@@ -14,7 +14,7 @@ from threading import Lock
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar
 
 from flux_memory.backends.deadlines import seconds_for
-from flux_memory.backends.loops import CLOSED, FORKED, LoopThread, run_on
+from flux_memory.backends.loops import CLOSED, FORKED, LoopThread, run_on, running_loop
 from flux_memory.backends.observation import Observers, StoreName
 from flux_memory.backends.shared_timer import SharedTimer
 from flux_memory.errors import FluxMemoryError, MemoryClosedError
@@ -153,7 +153,7 @@ class Lifecycle(Generic[Resource]):
 
     def is_home(self) -> bool:
         """Return whether the running event loop is the handle's home; that of the first call becomes it."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if self._loop is None:
             with self._lock:
                 if self._loop is None:
@@ -252,8 +252,8 @@ class Lifecycle(Generic[Resource]):
         Safe to call again, also concurrently; after a cancelled close the next one continues. Concurrent closes end at
         the earliest of their deadlines.
         """
+        loop = running_loop()
         self.closed = True
-        loop = asyncio.get_running_loop()
         end = loop.time() + seconds_for(self._grace)
         await self._close_away()
         if not await self._closed_at_home(end - loop.time()):

@@ -20,9 +20,22 @@ Main = Callable[[], Awaitable[Result]]
 
 CLOSED: Final = "this memory is closed; open another one"
 FORKED: Final = "this memory was opened before the process forked, and belongs to the parent; create one in the child"
+NO_LOOP: Final = "no event loop of asyncio runs here; under trio call flux_memory.sync in a thread"
 
 _LOOK_SECONDS: Final = 0.05
 """Seconds between two looks at whether another thread's event loop still runs."""
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop of asyncio, or of uvloop, that runs in this thread.
+
+    Raises:
+        FluxMemoryError: None runs.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError as error:
+        raise FluxMemoryError(NO_LOOP) from error
 
 
 class LoopThread:
