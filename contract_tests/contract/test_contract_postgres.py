@@ -17,13 +17,14 @@ from bound_stores import (
     run_async_clause,
 )
 from outage_stores import make_postgres_locks, make_postgres_outages
-from raw_postgres import execute, fetch_rows, wait_until_none
+from raw_postgres import execute, fetch_rows, wait_until_none, with_parameter
 
 from flux_memory import PostgresConversationMemory
 from flux_memory.testkit import MemoryContract, Proxied
 from flux_memory.testkit.contract.hooks import ClockAt, HoldLocks
 from flux_memory.testkit.contract.outages import Outage
 from flux_memory.testkit.contract.under_test import StoreUnderTest
+from flux_memory.testkit.servers import Server
 
 DAMAGES: Final = {
     "JSON of another kind": "UPDATE messages SET metadata = '[]' WHERE session_id = $1 AND id = $2",
@@ -39,36 +40,43 @@ class TestPostgreSQL(MemoryContract):
     backend_version = f"flux-memory {version('flux-memory')}, asyncpg {version('asyncpg')}"
 
     @pytest.fixture
-    def memory_factory(self, flux_memory_postgres_dsn: str) -> Callable[[], PostgresConversationMemory]:
-        return lambda: PostgresConversationMemory(flux_memory_postgres_dsn)
+    def dsn(self, flux_postgres_server: Server, flux_memory_postgres_dsn: str) -> str:
+        """The clause's database. The run's own server has no TLS, which each connection would ask for."""
+        if not flux_postgres_server.is_own:
+            return flux_memory_postgres_dsn
+        return with_parameter(flux_memory_postgres_dsn, "sslmode=disable")
+
+    @pytest.fixture
+    def memory_factory(self, dsn: str) -> Callable[[], PostgresConversationMemory]:
+        return lambda: PostgresConversationMemory(dsn)
 
     @pytest.fixture
     def fresh_memory_factory(self, flux_empty_database: str) -> Callable[[], PostgresConversationMemory]:
         return lambda: PostgresConversationMemory(flux_empty_database)
 
     @pytest.fixture
-    def clock_at(self, flux_memory_postgres_dsn: str) -> ClockAt:
-        return make_postgres_clock(flux_memory_postgres_dsn)
+    def clock_at(self, dsn: str) -> ClockAt:
+        return make_postgres_clock(dsn)
 
     @pytest.fixture
-    def outages(self, flux_memory_postgres_dsn: str) -> Sequence[Outage]:
-        return make_postgres_outages(flux_memory_postgres_dsn)
+    def outages(self, dsn: str) -> Sequence[Outage]:
+        return make_postgres_outages(dsn)
 
     @pytest.fixture
-    def hold_locks(self, flux_memory_postgres_dsn: str) -> HoldLocks:
-        return make_postgres_locks(flux_memory_postgres_dsn)
+    def hold_locks(self, dsn: str) -> HoldLocks:
+        return make_postgres_locks(dsn)
 
     @pytest.fixture
-    def proxied_memory_factory(self, flux_memory_postgres_dsn: str) -> Proxied:
-        return Proxied(flux_memory_postgres_dsn, PostgresConversationMemory)
+    def proxied_memory_factory(self, dsn: str) -> Proxied:
+        return Proxied(dsn, PostgresConversationMemory)
 
     @pytest.fixture
-    def corrupt_message(self, flux_memory_postgres_dsn: str) -> Corrupt:
-        return make_postgres_corrupter(flux_memory_postgres_dsn, DAMAGES["a time without end"])
+    def corrupt_message(self, dsn: str) -> Corrupt:
+        return make_postgres_corrupter(dsn, DAMAGES["a time without end"])
 
     @pytest.fixture
-    def read_raw(self, flux_memory_postgres_dsn: str) -> ReadRaw:
-        return make_postgres_reader(flux_memory_postgres_dsn)
+    def read_raw(self, dsn: str) -> ReadRaw:
+        return make_postgres_reader(dsn)
 
 
 @pytest.mark.asyncio

@@ -13,7 +13,7 @@ from bound_stores import make_postgres_clock, make_postgres_corrupter, make_sqli
 
 from flux_memory import ConversationMemory, PostgresConversationMemory, Session, records
 from flux_memory.backends.postgres import adds as postgres_adds
-from flux_memory.backends.postgres import creating, deleting, updating
+from flux_memory.backends.postgres import appending, creating, deleting, updating
 from flux_memory.backends.postgres import feedback as postgres_feedback
 from flux_memory.backends.postgres import queries as postgres_queries
 from flux_memory.backends.sqlite import adds as sqlite_adds
@@ -200,6 +200,15 @@ POSTGRES = {
     ),
     "an erasure ends with the sessions": Break(
         "FM-FBK-015", postgres_feedback, "DELETE_OF_USER", "WHERE", "WHERE session_id IN (SELECT id FROM sessions) AND"
+    ),
+    "turns are numbered like one message": Break(
+        "FM-REV-060", appending, "APPEND_MESSAGES", "message_count + (SELECT count(*) FROM item)", "message_count + 1"
+    ),
+    "turns are in the order of their ids": Break(
+        "FM-REV-060", appending, "APPEND_MESSAGES", "+ item.position", "+ row_number() OVER (ORDER BY item.id)"
+    ),
+    "turns do not compare": Break(
+        "FM-REV-061", appending, "APPEND_MESSAGES", "revision::text = $3", "$3::text IS NOT NULL"
     ),
     "clearing sessions only": Break("FM-FBK-016", deleting, "DELETE_EVERYTHING", "; DELETE FROM feedback", ""),
 }

@@ -261,15 +261,24 @@ assert sorted(row["id"] for row in rows) == sorted(f"q{n}{end}" for n in range(1
 print("done")
 """
 CELERY: Final = """
+import contextlib
 import os
+import signal
 import sys
 
 import tasks
+from celery import signals
 
 folder = {"data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "control"}
 tasks.app.conf.update(broker_url="filesystem://", broker_transport_options=folder, result_backend=f"file://{os.getcwd()}/results")
 
 if sys.argv[1:] == ["worker"]:
+    @signals.task_prerun.connect
+    def kill_once(**_):
+        with contextlib.suppress(FileExistsError):
+            open("killed", "x").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+
     tasks.app.worker_main(["worker", "--pool=prefork", "--concurrency=2", "--loglevel=WARNING", "--without-mingle"])
 else:
     chats = [tasks.memory.create_session() for _ in range(5)]
@@ -280,6 +289,7 @@ else:
     assert [task.get(timeout=60) for task in running] == ["", *["You said: Hi"] * 10]
     found = [[row["id"] for row in tasks.memory.get_history(chat)] for chat in chats]
     assert found == [["q", "q-answer"]] * 5, found
+    assert os.path.exists("killed")
     tasks.memory.close()
     print("done")
 """
@@ -310,7 +320,7 @@ def test_a_recipe_keeps_what_the_page_says(
 
 
 def test_celery(application_python: str, tmp_path: Path, unpack: Any) -> None:
-    """Promise: tasks that are delivered twice, in worker processes that were forked, store each answer once."""
+    """Promise: tasks that are delivered twice, also because their process was killed, store each answer once."""
     unpack("Celery", driver=CELERY)
     for folder in ("queue", "results"):
         (tmp_path / folder).mkdir()

@@ -28,7 +28,7 @@ PROJECT: Final = Path(__file__).parents[2]
 README: Final = PROJECT / "README.md"
 TEST_KIT: Final = PROJECT / "docs/test-kit.md"
 PAGES: Final = [README, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *sorted(PROJECT.glob("docs/**/*.md"))]
-RECIPES: Final = (PROJECT / "docs/throwaway-postgresql.md", PROJECT / "docs/application.md")
+RECIPES: Final = (PROJECT / "docs/throwaway-postgresql.md", PROJECT / "docs/application.md", PROJECT / "docs/agents.md")
 """Their code has tests of its own, in environments with the packages that it uses."""
 COMMAND_FILES: Final = [*PAGES, PROJECT / ".github/workflows/ci.yml", PROJECT / ".ci/run"]
 

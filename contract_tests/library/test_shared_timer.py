@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flux_memory import ConversationMemory
 from flux_memory.backends.shared_timer import Expiring, SharedTimer
 
 pytestmark = pytest.mark.asyncio
@@ -66,6 +69,23 @@ async def test_a_limit_may_begin_again_as_it_ends() -> None:
     assert second - first >= 0.02
     assert not other.ended
     timer.remove(other)
+
+
+async def test_a_closed_handle_leaves_no_timer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that opens a handle for each request does not gather timers on its event loop."""
+    loop = asyncio.get_running_loop()
+    made: list[asyncio.TimerHandle] = []
+    call_at = loop.call_at
+
+    def note(*args: Any, **options: Any) -> asyncio.TimerHandle:
+        made.append(call_at(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(loop, "call_at", note)
+    async with ConversationMemory(tmp_path / "chat.db") as memory:
+        await memory.count_sessions()
+    assert made
+    assert all(handle.cancelled() for handle in made)
 
 
 async def test_many_limits_need_one_timer_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

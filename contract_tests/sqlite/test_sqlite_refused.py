@@ -153,7 +153,7 @@ async def test_a_patient_neighbour_keeps_no_answer_back(memory: ConversationMemo
     worker = await memory._life.opened()
     with deadline(1):
         quick = asyncio.create_task(memory.add_message(SESSION, "user", "x") if writes else memory.count_sessions())
-    patient = asyncio.create_task((worker.write if writes else worker.read)(run, 3))
+    patient = asyncio.create_task((worker.write if writes else worker.read)(run, 3, memory._life.timer))
     assert await quick
     assert not patient.done()
     with pytest.raises(sqlite3.OperationalError, match="interrupted"):
@@ -175,7 +175,7 @@ async def test_an_exception_of_any_kind_ends_its_own_write(
 
     worker = await memory._life.opened()
     before = [asyncio.create_task(memory.add_message(SESSION, "user", str(n))) for n in range(3)]
-    failing = asyncio.create_task(worker.write(work, 5))
+    failing = asyncio.create_task(worker.write(work, 5, memory._life.timer))
     after = [asyncio.create_task(memory.add_message(SESSION, "user", str(n))) for n in range(3, 6)]
     (outcome,) = await asyncio.gather(failing, return_exceptions=True)
     if issubclass(error, Exception):

@@ -17,6 +17,7 @@ from raw_sqlite import run_on_worker
 from waiting import wait_until
 
 from flux_memory import ConversationMemory, deadline
+from flux_memory.backends.shared_timer import SharedTimer
 from flux_memory.backends.sqlite import forks
 from flux_memory.backends.sqlite.file import OpenFile
 from flux_memory.backends.sqlite.worker import SQLiteWorker
@@ -172,9 +173,9 @@ def open_in_memory(*_: object) -> tuple[sqlite3.Connection, OpenFile]:
 @pytest.mark.asyncio
 async def test_a_call_of_the_moment_before_closing_is_answered() -> None:
     """A call made just before the end is carried out, and its caller does not wait until the deadline."""
-    worker = SQLiteWorker(open_in_memory)
-    await worker.open(5)
-    call = asyncio.create_task(worker.read(lambda _: "done", 5))
+    worker, timer = SQLiteWorker(open_in_memory), SharedTimer(asyncio.get_running_loop())
+    await worker.open(5, timer)
+    call = asyncio.create_task(worker.read(lambda _: "done", 5, timer))
     await asyncio.sleep(0)
     await worker.finish(5)
     assert await call == "done"
@@ -204,10 +205,10 @@ async def test_the_process_can_fork_while_an_opening_waits_for_a_lock(path: Path
 @pytest.mark.asyncio
 async def test_a_worker_with_a_hanging_thread_is_abandoned() -> None:
     """Closing takes a bounded time, even with a disk that does not answer."""
-    worker = SQLiteWorker(open_in_memory)
-    await worker.open(5)
+    worker, timer = SQLiteWorker(open_in_memory), SharedTimer(asyncio.get_running_loop())
+    await worker.open(5, timer)
     release = threading.Event()
-    hanging = asyncio.create_task(worker.read(lambda _: release.wait(30), 30))
+    hanging = asyncio.create_task(worker.read(lambda _: release.wait(30), 30, timer))
     await asyncio.sleep(0)
     await asyncio.wait_for(worker.finish(0.05), 5)
     release.set()

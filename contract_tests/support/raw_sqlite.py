@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flux_memory import ConversationMemory
+from flux_memory.backends.shared_timer import SharedTimer
 
 
 def execute_in_file(path: Path, sql: str, *values: object) -> None:
@@ -19,4 +21,5 @@ def execute_in_file(path: Path, sql: str, *values: object) -> None:
 
 async def run_on_worker(memory: ConversationMemory, work: Callable[[sqlite3.Connection], Any]) -> Any:
     """Run work on the connection that the library uses, on its thread."""
-    return await (await memory._life.opened()).read(work, 5)
+    worker, timer = await memory._life.opened(), SharedTimer(asyncio.get_running_loop())
+    return await worker.read(work, 5, timer)

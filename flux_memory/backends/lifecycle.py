@@ -313,6 +313,8 @@ class Lifecycle(Generic[Resource]):
         if self.resource is not None:
             await self._close_resource(self.resource, max(end - loop.time(), _MIN_CLOSE_SECONDS))
             self.resource = self._opening = None
+        if self._loop is loop:
+            self.timer.stop()
 
     @property
     def is_in_use(self) -> bool:

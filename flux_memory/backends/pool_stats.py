@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Final, NamedTuple, Protocol
 
 RECENT_WAITS: Final = 1_000
@@ -95,6 +94,8 @@ def sum_stats(pools: Sequence[CountingPool], counters: Sequence[Counters]) -> Po
         pools: The pools that exist.
         counters: Their counters, and those of pools that are gone.
     """
+    from statistics import median  # noqa: PLC0415 - loads more than the rest of the module, and few handles are asked
+
     now = [pool.occupancy() for pool in pools]
     waits = [seconds for each in counters for seconds in list(each.waits)]
     size, idle = sum(each.size for each in now), sum(each.idle for each in now)

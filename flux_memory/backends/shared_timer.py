@@ -46,6 +46,12 @@ class SharedTimer:
         """Do not end something any more; it may have ended."""
         self._pending.pop(limited, None)
 
+    def stop(self) -> None:
+        """Take the timer off the event loop, if nothing is pending; an addition sets it again."""
+        if self._handle is not None and not self._pending:
+            self._handle.cancel()
+            self._rings, self._handle = math.inf, None
+
     def _set(self, moment: float) -> None:
         if self._handle is not None:
             self._handle.cancel()

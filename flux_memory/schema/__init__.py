@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from flux_memory.errors import SchemaError
@@ -43,7 +43,7 @@ class SchemaFile(NamedTuple):
 def history(dialect: str) -> tuple[SchemaFile, ...]:
     """Return a dialect's files, `sqlite` or `postgres`, oldest first."""
     steps = []
-    for file in files(__name__).joinpath(dialect).iterdir():
+    for file in Path(__file__).with_name(dialect).iterdir():
         if match := FILE_NAME.fullmatch(file.name):
             sql = file.read_text(encoding="utf-8")
             checksum = hashlib.sha256(sql.encode()).hexdigest()

@@ -171,5 +171,9 @@ async def _leave_open(worker: SQLiteWorker, seconds: float) -> None:
 async def _open_worker(path: str, timeout: float, observers: Observers) -> SQLiteWorker:  # noqa: ASYNC109 - given to SQLite
     kind = RecordingConnection if observers.records_statements else sqlite3.Connection
     worker = SQLiteWorker(partial(connect, path, timeout, kind=kind), observers)
-    await worker.open(timeout)
+    timer = SharedTimer(asyncio.get_running_loop())
+    try:
+        await worker.open(timeout, timer)
+    finally:
+        timer.stop()
     return worker

@@ -71,9 +71,9 @@ class SQLiteWorker(MeteredPool):
         """Held while the thread uses SQLite."""
         self._ended: Future[None] = Future()
 
-    async def open(self, timeout: float) -> None:  # noqa: ASYNC109 - bounds a thread
+    async def open(self, timeout: float, timer: SharedTimer) -> None:  # noqa: ASYNC109 - bounds a thread
         """Start the thread and open the connection on it."""
-        job: Job[None] = Job(lambda _: None, self._reads, timeout, SharedTimer(asyncio.get_running_loop()))
+        job: Job[None] = Job(lambda _: None, self._reads, timeout, timer)
         self._send(partial(self._open_on_thread, job))
         try:
             await job.outcome()
@@ -198,15 +198,14 @@ class SQLiteWorker(MeteredPool):
             return await job.outcome()
         finally:
             if job.statements:
-                note_statements(job.statements, self._explain)
+                note_statements(job.statements, partial(self._explain, job.timer))
             if not job.answered:
                 # The thread may never have been woken; the next call wakes it again.
                 self._called_on = None
 
-    async def _explain(self, statements: Statements) -> list[str]:
+    async def _explain(self, timer: SharedTimer, statements: Statements) -> list[str]:
         if self._given_up or self._ended.done():
             raise MemoryClosedError(CLOSED)
-        timer = SharedTimer(asyncio.get_running_loop())
         return await self.read(partial(explain, dict(statements)), PLAN_DEADLINE_SECONDS, timer)
 
     def _run_gathered(self) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import flux_memory.testkit.contract.canary
 import flux_memory.testkit.extra  # noqa: F401 - its error names the extra
+from flux_memory.testkit.contract.activity import ActivityContract
 from flux_memory.testkit.contract.amounts import AmountsContract
 from flux_memory.testkit.contract.atomic_forks import AtomicForksContract
 from flux_memory.testkit.contract.batches import BatchesContract
 from flux_memory.testkit.contract.cancellation import CancellationContract
 from flux_memory.testkit.contract.claims import CapabilitiesContract
 from flux_memory.testkit.contract.concurrency import ConcurrencyContract
+from flux_memory.testkit.contract.conditional_appends import ConditionalAppendsContract
 from flux_memory.testkit.contract.connections import ConnectionsContract
 from flux_memory.testkit.contract.contention import ContentionContract
 from flux_memory.testkit.contract.created_by_adds import CreatedByAddsContract
@@ -87,6 +89,7 @@ class MemoryContract(
     ManyRatingsContract,
     LastingRatingsContract,
     RatingsContract,
+    ConditionalAppendsContract,
     RevisionsContract,
     TruncationContract,
     MergesContract,
@@ -103,6 +106,7 @@ class MemoryContract(
     LookUpsContract,
     SessionsContract,
     FilteringContract,
+    ActivityContract,
     ListPagesContract,
     ListingContract,
     MomentsContract,

@@ -15,6 +15,7 @@ from flux_memory.testkit.contract.clock import UNSET_CLOCK
 from flux_memory.testkit.contract.corpus import METADATA, NOT_TEXTS, VARIED_MESSAGES, same
 from flux_memory.testkit.contract.limits import NOWHERE
 from flux_memory.testkit.contract.pace import together
+from flux_memory.testkit.contract.spelling import twins_of
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_many, add_numbered, contents
 from flux_memory.testkit.verdicts import unverified
 
@@ -279,6 +280,37 @@ class ForksContract(Binding):
         assert contents(await memory.get_history(line[-1])) == said
         assert await memory.get_sessions() == [last]
         assert last["message_count"] == len(said)
+
+    @clause(
+        "FM-FRK-010",
+        promise="A fork takes the ids and the owner that it is given byte for byte: its own id, its owner, and the "
+        "message that `through` names. Those that look alike are different.",
+        impact="The copy of a conversation ends at another message, or belongs to another user.",
+        needs=Capability.FORK
+        | Capability.MESSAGE_IDS
+        | Capability.IDEMPOTENT_IDS
+        | Capability.SESSIONS
+        | Capability.SESSION_IDS
+        | Capability.USER_SCOPE,
+    )
+    async def test_ids_of_forks_are_exact(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session, twins = await memory.create_session(), twins_of(store)
+        ids = [one for one, _ in twins]
+        for one in ids:
+            await memory.add_message(session, "user", one, message_id=one)
+
+        async def check(one: str, twin: str) -> None:
+            with pytest.raises(ConflictError):
+                await memory.fork_session(session, through=twin)
+            assert await memory.fork_session(session, through=one, new_session_id=one, user_id=one) == one
+            assert await memory.fork_session(session, through=ids[0], new_session_id=twin, user_id=twin) == twin
+            for name, count in ((one, ids.index(one) + 1), (twin, 1)):
+                rows = await memory.get_sessions(user_id=name)
+                assert [(row["id"], row["user_id"], row["message_count"]) for row in rows] == [(name, name, count)]
+
+        await together(check(one, twin) for one, twin in twins)
+        assert await memory.count_sessions() == 2 * len(twins) + 1
 
 
 async def _whole(memory: Memory, session: str) -> tuple[Any, Any]:

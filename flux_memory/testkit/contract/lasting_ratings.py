@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -143,6 +144,44 @@ class LastingRatingsContract(Binding):
         # Its id is free again.
         assert await memory.feedback.add("t", -1, feedback_id="a") == "a"
         assert await ids_of(memory, session_id="t") == ["a"]
+
+    @clause(
+        "FM-FBK-029",
+        promise="An entry that is added under the id of one that was deleted, erased or cleared has nothing of it: no "
+        "owner, session, message, text, rating or metadata.",
+        impact="One person asks to be forgotten, and the rating of another one disappears.",
+        needs=Capability.FEEDBACK | Capability.RETENTION | Capability.USER_SCOPE | Capability.SESSION_IDS,
+    )
+    async def test_feedback_ids_used_again(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        endings: dict[str, Callable[[str], Awaitable[object]]] = {
+            "deleted": memory.feedback.delete,
+            "erased": lambda _: memory.delete_sessions(user_id="ann"),
+        }
+        if Capability.CLEAR_ALL in store.capabilities:
+            endings["cleared"] = lambda _: memory.clear_all()
+        for name, end in endings.items():
+            await memory.create_session(session_id=f"{name} ann", user_id="ann")
+            old: Any = {"message_id": "m", "comment": "old", "corrected_answer": "old", "metadata": {"k": 1}}
+            await memory.feedback.add(f"{name} ann", -1, feedback_id=name, **old)
+            await memory.feedback.add(f"{name} later", -1, feedback_id=f"{name} early", **old)
+            await end(name)
+            await memory.feedback.delete(f"{name} early")
+            await memory.create_session(session_id=f"{name} ben", user_id="ben")
+            for key in (name, f"{name} early"):
+                assert await memory.feedback.add(f"{name} ben", 1, feedback_id=key) == key
+            again = await memory.feedback.get(session_id=f"{name} ben")
+            assert [entry["feedback_id"] for entry in again if entry["rating"] == 1] == [f"{name} early", name]
+            for entry in again:
+                rest = (entry["message_id"], entry["comment"], entry["corrected_answer"], entry["metadata"])
+                assert rest == (None, "", None, {}), f"something of an entry that was {name} is there"
+            await memory.create_session(session_id=f"{name} later", user_id="ann")
+            assert await ids_of(memory, session_id=f"{name} ann") == []
+            assert await ids_of(memory, session_id=f"{name} later") == []
+            await memory.delete_sessions(user_id="ann")
+            assert await memory.feedback.get() == again, f"taken for an entry that was {name}"
+            await memory.delete_sessions(user_id="ben")
+            assert await memory.feedback.get() == [], f"not erased, as an entry was {name}"
 
     @clause(
         "FM-FBK-018",

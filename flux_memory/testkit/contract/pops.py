@@ -258,6 +258,45 @@ class PopsContract(Binding):
         if times[0] < tomorrow.isoformat(timespec="seconds"):
             unverified(UNSET_CLOCK)
 
+    @clause(
+        "FM-POP-009",
+        promise="Where messages were removed and others added, each message is the place that `before`, `after`, "
+        "`through` and `truncate_from` name.",
+        impact="After an undo, a copy ends one message early, or an edit removes the message before the edited one.",
+        needs=Capability.POP | Capability.MESSAGE_IDS | Capability.SESSIONS,
+    )
+    async def test_places_after_pops(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session = await memory.create_session()
+        await add_numbered(memory, session, range(3))
+        # A store that numbers its messages may skip the numbers of removed ones.
+        for popped in (1, 2, 1):
+            for _ in range(popped):
+                await memory.pop_message(session)
+            await add_numbered(memory, session, range(popped + 1))
+        history = await memory.get_history(session)
+        assert len(history) == 6
+        for at, row in reversed([*enumerate(history)]):
+            name = row["id"]
+            if Capability.CURSOR in store.capabilities:
+                assert await memory.get_history(session, before=name) == history[:at]
+                assert await memory.get_history(session, 1, before=name) == history[:at][-1:]
+            if Capability.FORWARD_CURSOR in store.capabilities:
+                assert await memory.get_history(session, after=name) == history[at + 1 :]
+                assert await memory.get_history(session, 1, after=name) == history[at + 1 :][:1]
+            if Capability.FORK in store.capabilities:
+                fork = await memory.fork_session(session, through=name)
+                assert await memory.get_history(fork) == history[: at + 1], f"through message {at}"
+                (added,) = await add_numbered(memory, fork, [at])
+                assert [row["id"] for row in await memory.get_history(fork, 2)] == [name, added]
+        for at, row in reversed([*enumerate(history)]):
+            if Capability.TRUNCATE in store.capabilities:
+                await memory.update_session(session, truncate_from=row["id"])
+            else:
+                await memory.pop_message(session)
+            record, left = await _all_of(memory, session)
+            assert (left, record["message_count"]) == (history[:at], at)
+
 
 async def _all_of(memory: Memory, session: str) -> tuple[Any, Any]:
     return await memory.get_session(session), await memory.get_history(session)

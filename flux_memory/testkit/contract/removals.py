@@ -173,7 +173,7 @@ class RemovalsContract(Binding):
         # By the user as well: a session has to meet both.
         for at, mark in enumerate(reversed([row["updated_at"] for row in rows])):
             since = datetime.fromisoformat(mark).astimezone(zones[at % 3])
-            for given in ({"user_id": "carol"}, {"user_id": "bob"}, {}):
+            for given in ({"user_id": "carol"}, {"user_id": ""}, {"user_id": "bob"}, {}):
                 user: Any = given.get("user_id")
                 kept = [row for row in rows if row["updated_at"] >= mark or user not in {None, row["user_id"]}]
                 deleted = await memory.delete_sessions(inactive_since=since, **given)

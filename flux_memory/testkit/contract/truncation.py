@@ -16,6 +16,7 @@ from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.clock import UNSET_CLOCK
 from flux_memory.testkit.contract.corpus import METADATA, TEXTS, same
 from flux_memory.testkit.contract.pace import bumped, together
+from flux_memory.testkit.contract.spelling import twins_of
 from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, another_handle, contents, gather_outcomes
 from flux_memory.testkit.contract.updates import UPDATES, state_of
 from flux_memory.testkit.verdicts import unverified
@@ -265,6 +266,29 @@ class TruncationContract(Binding):
         if times[0] < tomorrow.isoformat(timespec="seconds"):
             unverified(UNSET_CLOCK)
 
+    @clause(
+        "FM-UPD-048",
+        promise="`truncate_from` takes exactly the message with this id, and none whose id looks alike.",
+        impact="An edit of one message removes the conversation from another one on.",
+        needs=TRUNCATES,
+    )
+    async def test_truncations_compare_ids_exactly(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        session, twins = await memory.create_session(), twins_of(store)
+        ids = [one for one, _ in twins]
+        await memory.update_session(session, messages=_numbered(*ids))
+
+        async def refuse(twin: str) -> None:
+            with pytest.raises(ConflictError):
+                await memory.update_session(session, truncate_from=twin)
+
+        await together(refuse(twin) for _, twin in twins)
+        assert contents((await state_of(memory, session))[1]) == ids
+        await memory.update_session(session, messages=_numbered(*(twin for _, twin in twins)))
+        for at in reversed(range(len(ids))):
+            returned = await memory.update_session(session, truncate_from=ids[at])
+            assert returned["message_count"] == at, f"truncated from {ids[at]!r}"
+
 
 async def _fill(memory: Memory, count: int) -> tuple[str, list[Message]]:
     """Create a session with numbered messages, whose ids are their texts; return its id and its history."""
@@ -273,7 +297,7 @@ async def _fill(memory: Memory, count: int) -> tuple[str, list[Message]]:
     return session, await memory.get_history(session)
 
 
-def _numbered(*numbers: int) -> list[Any]:
+def _numbered(*numbers: int | str) -> list[Any]:
     return [{"role": "user", "content": str(number), "message_id": str(number)} for number in numbers]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import unicodedata
 from typing import Any
 
 from flux_memory import ConflictError, SessionNotFoundError
@@ -309,3 +310,22 @@ class CopiesShareTheFate(Sound):
         for each in self.__dict__.get("copies", {}).get(session_id, ()):
             await super().delete_session(each)
         return await super().delete_session(session_id, **kwargs)
+
+
+@caught_by("FM-FRK-010")
+class ThroughIsTrimmed(Sound):
+    async def fork_session(self, session_id: Any, *, through: Any = None, **given: Any) -> Any:
+        return await super().fork_session(session_id, through=through and through.strip(), **given)
+
+
+@caught_by("FM-FRK-010")
+class OwnersOfForksAreFolded(Sound):
+    async def fork_session(self, session_id: Any, *, user_id: Any = None, **given: Any) -> Any:
+        return await super().fork_session(session_id, user_id=user_id and user_id.casefold(), **given)
+
+
+@caught_by("FM-FRK-010")
+class IdsOfForksAreComposed(Sound):
+    async def fork_session(self, session_id: Any, *, new_session_id: Any = None, **given: Any) -> Any:
+        composed = new_session_id and unicodedata.normalize("NFC", new_session_id)
+        return await super().fork_session(session_id, new_session_id=composed, **given)

@@ -177,3 +177,52 @@ class ChecksRatingsBeforeClosing(Sound):
         if not isinstance(rating, int):
             raise InvalidInputError("rating must be an int")
         return await super().add_feedback(session_id, rating, **given)
+
+
+class _RemembersOwners(Sound):
+    """Keeps the owner of a feedback id where a deletion does not reach it."""
+
+    def forget(self) -> None:
+        """Do nothing: the owners stay."""
+
+    async def add_feedback(self, *args: Any, feedback_id: Any, **given: Any) -> Any:
+        owners = self.__dict__.setdefault("owners", {})
+        made = await super().add_feedback(*args, feedback_id=feedback_id, **given)
+        with self._store.feedback.writing() as entries:
+            entries[made]["user_id"] = owners.setdefault(made, entries[made]["user_id"])
+        return made
+
+    async def delete_sessions(self, **given: Any) -> Any:
+        removed = await super().delete_sessions(**given)
+        self.forget()
+        return removed
+
+
+@caught_by("FM-FBK-029", reference_only=True)
+class DeletedFeedbackKeepsItsOwner(_RemembersOwners):
+    def forget(self) -> None:
+        self.__dict__.pop("owners", None)
+
+
+@caught_by("FM-FBK-029", reference_only=True)
+class ClearedFeedbackKeepsItsOwner(_RemembersOwners):
+    async def delete_feedback(self, feedback_id: Any) -> None:
+        self.__dict__.get("owners", {}).pop(feedback_id, None)
+        await super().delete_feedback(feedback_id)
+
+    def forget(self) -> None:
+        self.__dict__.pop("owners", None)
+
+
+@caught_by("FM-FBK-029", reference_only=True)
+class FeedbackIsRestored(Sound):
+    """Brings back the texts of a deleted entry with its id."""
+
+    async def delete_feedback(self, feedback_id: Any) -> None:
+        with self._store.feedback.reading() as entries:
+            self.__dict__.setdefault("deleted", {})[feedback_id] = entries.get(feedback_id, {}).get("comment", "")
+        await super().delete_feedback(feedback_id)
+
+    async def add_feedback(self, *args: Any, feedback_id: Any, comment: Any, **given: Any) -> Any:
+        old = self.__dict__.get("deleted", {}).get(feedback_id, "")
+        return await super().add_feedback(*args, feedback_id=feedback_id, comment=comment or old, **given)

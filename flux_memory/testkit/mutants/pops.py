@@ -308,3 +308,38 @@ class PopsTurnBackTheTime(Sound):
             if popped is not None:
                 sessions[session_id]["updated_at"] = self._now()
         return popped
+
+
+class _CountsPopped(Sound):
+    """Takes the number of a message for its place, which are not the same once messages were popped."""
+
+    async def pop_message(self, session_id: Any) -> Any:
+        self.__dict__.setdefault("popped", set()).add(session_id)
+        return await super().pop_message(session_id)
+
+    async def one_before(self, session_id: Any, name: Any) -> Any:
+        """Return the id of the message before this one, in a session with popped ones."""
+        ids = [row["id"] for row in await super().get_history(session_id)]
+        at = ids.index(name) if session_id in self.__dict__.get("popped", ()) and name in ids else 0
+        return ids[at - 1] if at else name
+
+
+@caught_by("FM-POP-009")
+class ThroughCountsPopped(_CountsPopped):
+    async def fork_session(self, session_id: Any, *, through: Any = None, **given: Any) -> Any:
+        place = await self.one_before(session_id, through)
+        return await super().fork_session(session_id, through=place, **given)
+
+
+@caught_by("FM-POP-009")
+class TruncationsCountPopped(_CountsPopped):
+    async def update_session(self, session_id: Any, *, truncate_from: Any = None, **given: Any) -> Any:
+        place = await self.one_before(session_id, truncate_from)
+        return await super().update_session(session_id, truncate_from=place, **given)
+
+
+@caught_by("FM-POP-009")
+class AfterCountsPopped(_CountsPopped):
+    async def get_history(self, session_id: Any, limit: Any = None, *, after: Any = None, **given: Any) -> Any:
+        place = await self.one_before(session_id, after)
+        return await super().get_history(session_id, limit, after=place, **given)

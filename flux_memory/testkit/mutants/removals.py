@@ -159,6 +159,12 @@ class OneCriterionIsEnough(_DeletesByCode):
         return of_user or old
 
 
+@caught_by("FM-DEL-011")
+class SessionsWithoutOwnerAreAll(_DeletesByCode):
+    def matches(self, row: Any, user_id: Any, since: Any) -> bool:
+        return super().matches(row, user_id or None, since) if since else super().matches(row, user_id, since)
+
+
 @caught_by("FM-DEL-012")
 class NoCriterionIsAll(Sound):
     async def delete_sessions(self, *, user_id: Any = None, inactive_since: Any = None) -> Any:

@@ -141,6 +141,24 @@ class RenamesASimilarSession(_FindsSimilar):
 
 
 @caught_by("FM-TXT-014")
+class UpdatesASimilarSession(_FindsSimilar):
+    async def update_session(self, session_id: Any, **given: Any) -> Any:
+        return await super().update_session(await self._similar(session_id), **given)
+
+
+@caught_by("FM-TXT-014")
+class ForksASimilarSession(_FindsSimilar):
+    async def fork_session(self, session_id: Any, **given: Any) -> Any:
+        return await super().fork_session(await self._similar(session_id), **given)
+
+
+@caught_by("FM-TXT-014")
+class PopsFromASimilarSession(_FindsSimilar):
+    async def pop_message(self, session_id: Any) -> Any:
+        return await super().pop_message(await self._similar(session_id))
+
+
+@caught_by("FM-TXT-014")
 class DeletesSimilarSessions(Sound):
     async def delete_session(self, session_id: Any, **given: Any) -> None:
         for row in await super().get_sessions(None):
@@ -211,6 +229,14 @@ class CursorsAreNormalised(Sound):
         ids = [row["id"] for row in await super().get_history(session_id, **given)]
         similar = [one for one in ids if before and _composed(one) == _composed(before)]
         return await super().get_history(session_id, limit, before=similar[0] if similar else before, **given)
+
+
+@caught_by("FM-TXT-016")
+class FollowsASimilarMessage(Sound):
+    async def get_history(self, session_id: Any, limit: Any = None, *, after: Any = None, **given: Any) -> Any:
+        ids = [row["id"] for row in await super().get_history(session_id)]
+        similar = [one for one in ids if after and after not in ids and _folded(one) == _folded(after)]
+        return await super().get_history(session_id, limit, after=similar[0] if similar else after, **given)
 
 
 def _composed(text: str) -> str:

@@ -66,6 +66,19 @@ class CutsTitles(Sound):
         await super().update_session_title(session_id, title[:255])
 
 
+@caught_by("FM-TXT-002")
+class UpdatesTrimTitles(Sound):
+    async def update_session(self, session_id: Any, *, title: Any = None, **given: Any) -> Any:
+        return await super().update_session(session_id, title=title and title.strip(), **given)
+
+
+@caught_by("FM-TXT-002")
+class ForksComposeTitles(Sound):
+    async def fork_session(self, session_id: Any, *, title: Any = None, **given: Any) -> Any:
+        composed = title and unicodedata.normalize("NFC", title)
+        return await super().fork_session(session_id, title=composed, **given)
+
+
 @caught_by("FM-TXT-003")
 class KnowsItsRoles(Sound):
     async def add_messages(self, session_id: Any, messages: Any, **given: Any) -> Any:

@@ -336,3 +336,10 @@ class ATruncationGoesBackInTime(_ChangesRows):
     def change(self, state: dict[str, Any], before: dict[str, Any]) -> None:
         if len(state["messages"]) < len(before["messages"]) and state["messages"]:
             state["updated_at"] = state["messages"][-1]["created_at"]
+
+
+@caught_by("FM-UPD-048")
+class TruncatesFromASimilarMessage(Sound):
+    async def update_session(self, session_id: Any, *, truncate_from: Any = None, **given: Any) -> Any:
+        name = truncate_from and truncate_from.strip().lower()
+        return await super().update_session(session_id, truncate_from=name, **given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from flux_memory.backends.postgres.locking import SKIPPING
@@ -49,7 +49,7 @@ class Function(NamedTuple):
 @cache
 def functions() -> dict[str, Function]:
     """Return the functions by their name without the prefix."""
-    text = _COMMENT.sub("", files(__name__.rpartition(".")[0]).joinpath("functions.sql").read_text(encoding="utf-8"))
+    text = _COMMENT.sub("", Path(__file__).with_name("functions.sql").read_text(encoding="utf-8"))
     found = {}
     for match in _FUNCTION.finditer(text):
         types = tuple(parameter.split()[1] for parameter in match["parameters"].split(","))
