@@ -45,7 +45,8 @@ class ConditionalAppendsContract(Binding):
                 batch.append({"role": f"role {at % 3}", "content": text, "metadata": metadata})
                 if at % 4 != 3:
                     batch[-1]["message_id"] = f"new {size - at}"
-            for append in (batch, [{"role": "user", "content": f"{at}"} for at in range(size)]):
+            plain: list[Any] = [{"role": "user", "content": f"{at}"} for at in range(size)]
+            for append in (batch, plain):
                 returned = await memory.update_session(session, expected_revision=before["revision"], messages=append)
                 new: Any = {key: returned[key] for key in ("updated_at", "revision")}
                 expected = {**before, **new, "message_count": before["message_count"] + size}
