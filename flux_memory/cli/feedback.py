@@ -180,10 +180,10 @@ def _zone(name: str) -> Any:
 
 
 def _show(report: ImportReport) -> None:
-    for reason in report.first_refused or ():
+    for reason in report.first_refused:
         click.echo(printable(f"  {reason}"))
-    if report.refused > len(report.first_refused or ()):
-        click.echo(f"  and {report.refused - len(report.first_refused or ()):,} more")
+    if report.refused > len(report.first_refused):
+        click.echo(f"  and {report.refused - len(report.first_refused):,} more")
     if report.dry_run:
         click.echo(f"Ready: {_entries(report.added)} can be imported, {report.refused:,} cannot. Nothing was changed.")
         return

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -34,6 +34,8 @@ _MAX_LINE_BYTES: Final = 256 * 1024 * 1024
 """Bytes of a line; the largest entry has fewer, unless each character is escaped."""
 _PAGE_ENTRIES: Final = 500
 _BEFORE_ALL: Final = ("", "")
+_MAX_NAMED: Final = 5
+"""Refused lines that a report names."""
 
 
 class DatedStore(Protocol):
@@ -56,7 +58,7 @@ class ImportReport:
     present: int = 0
     """Entries that were there already."""
     refused: int = 0
-    first_refused: list[str] | None = None
+    first_refused: list[str] = field(default_factory=list)
     quarantine: str | None = None
     """The file with the refused lines, if one was written."""
     dry_run: bool = False
@@ -106,7 +108,7 @@ async def import_feedback(
     """
     if not dry_run:
         refuse_unwritable(quarantine)
-    report = ImportReport(first_refused=[], dry_run=dry_run)
+    report = ImportReport(dry_run=dry_run)
     with ExitStack() as stack:
         refused = _Refused(quarantine, stack, report)
         batch: list[tuple[_Line, DatedFeedback]] = []
@@ -170,7 +172,7 @@ class _Refused:
     def add(self, line: _Line, reason: str) -> None:
         """Write a line with its number and why it was refused."""
         self._report.refused += 1
-        if self._report.first_refused is not None and len(self._report.first_refused) < 5:
+        if len(self._report.first_refused) < _MAX_NAMED:
             self._report.first_refused.append(f"line {line.number}: {reason}")
         if self._report.dry_run:
             return

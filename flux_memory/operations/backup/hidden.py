@@ -32,7 +32,7 @@ def remove_leftovers(directory: Path) -> int:
     removed = 0
     for path in sorted(directory.glob(f"{_PREFIX}*")):
         if path.name.endswith(COMPANIONS[:-1]):
-            # Of a file that is gone: the file itself is removed last.
+            # The file itself is removed last: without it, its companions are left over.
             if not path.with_name(path.name.rpartition("-")[0]).exists():
                 path.unlink(missing_ok=True)
             continue

@@ -27,9 +27,9 @@ from flux_memory.transfer.target.server import write_transaction
 
 LOCK_TABLES: Final = "LOCK TABLE sessions, session_details, messages, feedback IN ACCESS EXCLUSIVE MODE"
 HAS_ROWS: Final = "SELECT EXISTS (SELECT 1 FROM sessions) OR EXISTS (SELECT 1 FROM messages)"
-# What a rebuild of the keys would lose, what TRUNCATE would reach besides the three tables, and triggers that it would
-# not reach. The parameter: 32, the type of a trigger on TRUNCATE, and 8, that on DELETE, if there are rows to delete.
-# `_Keys.rehearse` finds what the server refuses.
+# A property of an index that a rebuild would lose, a table that TRUNCATE would also empty, or a trigger that TRUNCATE
+# would fire or skip. The parameter is a mask for `tgtype`: 32, a trigger on TRUNCATE, and 8, one on DELETE, if there
+# are rows to delete. `_Keys.rehearse` finds what the server refuses.
 SELECT_OBSTACLE: Final = """
 SELECT pg_catalog.format('the index %s is marked for replication or for CLUSTER', indexrelid::regclass)
 FROM pg_index
