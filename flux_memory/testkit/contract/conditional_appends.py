@@ -68,8 +68,8 @@ class ConditionalAppendsContract(Binding):
 
     @clause(
         "FM-REV-061",
-        promise="A conditional append of several messages is made as a whole or not at all: with another revision or "
-        "an id that is taken it is a `ConflictError`, and a message that is stored already is not stored again.",
+        promise="A conditional append is made as a whole or not at all: with another revision or an id that is taken "
+        "it is a `ConflictError`, and a message that is stored already is not stored again.",
         impact="Half of a turn is stored, and the caller decides anew on a conversation that it has changed itself.",
         needs=EVERY_PART,
     )
@@ -102,6 +102,8 @@ class ConditionalAppendsContract(Binding):
             ([x, x, y], ["x", "y"]),
             ([_stored(1), _message("z"), y], ["z"]),
             ([_stored(2), _stored(0)], []),
+            ([_stored(1)], []),
+            ([_message("last")], ["last"]),
         ]
         for batch, new in made:
             said += new
