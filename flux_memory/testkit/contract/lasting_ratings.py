@@ -131,7 +131,7 @@ class LastingRatingsContract(Binding):
             await memory.feedback.add("s", 1, message_id="m", feedback_id=name)
         await memory.feedback.delete("a")
         assert sorted(await ids_of(memory)) == ["A", "b", "c"]
-        for key in ("a", "s", "m", *NOWHERE):
+        for key in ("a", "s", "m", "b ", " b", "B", "_", "b%", "\uff42", *NOWHERE):
             await memory.feedback.delete(key)
         assert sorted(await ids_of(memory)) == ["A", "b", "c"]
         assert (await memory.feedback.stats())["total"] == 3

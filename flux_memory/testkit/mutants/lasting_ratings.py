@@ -104,6 +104,12 @@ class UnknownFeedbackIsAnError(Sound):
 
 
 @caught_by("FM-FBK-017", reference_only=True)
+class DeletesFeedbackByTrimmedId(Sound):
+    async def delete_feedback(self, feedback_id: Any) -> None:
+        await super().delete_feedback(feedback_id.strip() if isinstance(feedback_id, str) else feedback_id)
+
+
+@caught_by("FM-FBK-017", reference_only=True)
 class DeletesFeedbackOfAnyCase(Sound):
     async def delete_feedback(self, feedback_id: Any) -> None:
         await super().delete_feedback(feedback_id)
