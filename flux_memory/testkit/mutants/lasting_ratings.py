@@ -128,6 +128,15 @@ class RemembersFeedback(Sound):
 
 
 @caught_by("FM-FBK-018", reference_only=True)
+class RemembersFeedbackByRating(Sound):
+    async def get_feedback(self, *args: Any, rating: Any = None, **given: Any) -> Any:
+        seen: dict[Any, Any] = self.__dict__.setdefault("seen_by_rating", {})
+        if rating is None or rating not in seen:
+            seen[rating] = await super().get_feedback(*args, rating=rating, **given)
+        return seen[rating]
+
+
+@caught_by("FM-FBK-018", reference_only=True)
 class RemembersNumbers(Sound):
     async def count_feedback(self, *, since: Any) -> Any:
         seen: dict[Any, Any] = self.__dict__.setdefault("seen_numbers", {})
