@@ -129,7 +129,7 @@ def random_doubles(count: int) -> list[float]:
 
 METADATA: Final[dict[str, dict[str, Any]]] = {
     "empty": {},
-    "one of each": {"s": "text", "i": 1, "f": 1.5, "t": True, "n": None, "l": [], "o": {}},
+    "one of each": {"s": "text", "i": 1, "f": 1.0, "t": True, "n": None, "l": [], "o": {}, "no double": 2**53 + 1},
     "1, 1.0 and true": {"int": 1, "float": 1.0, "true": True, "list": [0, 0.0, False, 1, 1.0, True]},
     "empty key": {"": {"": [""]}},
     "keys alike": {"a": 1, "A": 2, "a ": 3, "\u00e9": 4, "e\u0301": 5, "1": 6, "01": 7, "null": 8, "__proto__": 9},

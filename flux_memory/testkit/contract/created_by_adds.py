@@ -11,7 +11,7 @@ from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.batches import numbered
 from flux_memory.testkit.contract.binding import Binding
-from flux_memory.testkit.contract.corpus import LOOKALIKES, NOT_TEXTS
+from flux_memory.testkit.contract.corpus import LOOKALIKES, METADATA, NOT_TEXTS, same
 from flux_memory.testkit.contract.lookalikes import TWIN_IDS
 from flux_memory.testkit.contract.pace import together
 from flux_memory.testkit.contract.under_test import MANY, StoreUnderTest, another_handle, contents, gather_outcomes
@@ -58,6 +58,13 @@ class CreatedByAddsContract(Binding):
         assert await other.count_sessions() == len(expected)
         with pytest.raises(ConflictError):
             await memory.create_session(session_id="one")
+        if Capability.MESSAGE_METADATA in store.capabilities:
+            metadata = METADATA["one of each"]
+            await memory.add_message("single", "tool", "x", metadata, create=True)
+            await memory.add_messages("several", [{"role": "tool", "content": "x", "metadata": metadata}], create=True)
+            for session in ("single", "several"):
+                (row,) = await other.get_history(session)
+                assert same(row["metadata"], metadata), f"{session}: {row['metadata']}"
 
     @clause(
         "FM-CRE-002",

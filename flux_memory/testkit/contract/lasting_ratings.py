@@ -22,6 +22,8 @@ from flux_memory.testkit.contract.under_test import StoreUnderTest, another_hand
 
 CALLERS: Final = 12
 """Concurrent adds of one id."""
+FILTERS: Final[tuple[dict[str, Any], ...]] = ({}, {"session_id": "s"}, {"message_id": "m"}, {"rating": 1})
+"""The filters that find one entry of those clauses."""
 
 
 class LastingRatingsContract(Binding):
@@ -132,7 +134,7 @@ class LastingRatingsContract(Binding):
             await memory.feedback.add("s", 1, message_id="m", feedback_id=name)
         await memory.feedback.delete("a")
         assert sorted(await ids_of(memory)) == ["A", "b", "c"]
-        for key in ("a", "s", "m", *NOWHERE):
+        for key in ("a", "s", "m", "b ", " b", "B", "_", "b%", "\uff42", *NOWHERE):
             await memory.feedback.delete(key)
         assert sorted(await ids_of(memory)) == ["A", "b", "c"]
         assert (await memory.feedback.stats())["total"] == 3
@@ -193,11 +195,13 @@ class LastingRatingsContract(Binding):
         one, other = store.open(), store.open()
         for name in "abc":
             assert (await other.feedback.stats())["total"] == 0
-            await one.feedback.add("s", 1, feedback_id=name)
-            assert await ids_of(other) == [name]
+            await one.feedback.add("s", 1, message_id="m", feedback_id=name)
+            for filters in FILTERS:
+                assert await ids_of(other, **filters) == [name], f"with {filters}"
             assert (await other.feedback.stats())["total"] == 1
             await other.feedback.delete(name)
-            assert await one.feedback.get() == []
+            for filters in FILTERS:
+                assert await ids_of(one, **filters) == [], f"with {filters}"
 
     @clause(
         "FM-FBK-019",

@@ -233,8 +233,8 @@ class ListPagesContract(Binding):
 
     @clause(
         "FM-LST-036",
-        promise="`count_sessions` takes the filters that `get_sessions` takes: unknown users count 0, and invalid or "
-        "too large filters are rejected.",
+        promise="`count_sessions` takes the filters that `get_sessions` takes: unknown users count 0, also those who "
+        "look like another, and invalid or too large filters are rejected.",
         impact="A filter with a mistake counts every conversation of the store.",
         needs=Capability.COUNT_FILTER
         | Capability.SESSIONS
@@ -245,8 +245,8 @@ class ListPagesContract(Binding):
     async def test_wrong_filters_of_counts(self, store: StoreUnderTest) -> None:
         memory = store.open()
         await memory.create_session(metadata={"k": 1}, user_id="ann")
-        for key in NOWHERE:
-            assert await memory.count_sessions(user_id=key) == 0
+        for key in (*NOWHERE, "ann ", " ann", "Ann", "a_n", "an%", "an", "\u00e5nn"):
+            assert await memory.count_sessions(user_id=key) == 0, f"a session of {key!r:.50} is counted"
         for wrong in NOT_TEXTS:
             with pytest.raises(InvalidInputError, match="user_id") as caught:
                 await memory.count_sessions(user_id=wrong)

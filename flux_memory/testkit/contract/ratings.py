@@ -216,7 +216,7 @@ class RatingsContract(Binding):
 
         some = product((None, "s", "S", "t"), (None, "m", "M", "n"), (None, -1, 0, 1))
         await together(check(*wanted) for wanted in some)
-        await together(map(find_nothing, NOWHERE))
+        await together(map(find_nothing, (*NOWHERE, " s", "s\t", "m ", " m", "_", "s%", "\uff53", "\uff4d")))
 
     @clause(
         "FM-FBK-008",

@@ -42,6 +42,12 @@ class CreatedSessionsHaveNoOwner(_BothAdds):
 
 
 @caught_by("FM-CRE-001")
+class CreatingAddsLoseMetadata(Sound):
+    async def add_message(self, *args: Any, create: Any = False, **given: Any) -> Any:
+        return await super().add_message(*(args[:3] if create is True else args), create=create, **given)
+
+
+@caught_by("FM-CRE-001")
 class CreatedSessionsAreNamed(_BothAdds):
     async def added(self, add: Any, session_id: Any, given: dict[str, Any]) -> Any:
         missing = given.get("create") is True and await self.is_missing(session_id)

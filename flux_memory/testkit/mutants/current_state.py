@@ -310,3 +310,20 @@ class FiltersLeaveATransactionOpen(_KeepsASnapshot):
         if metadata:
             self._begin()
         return found
+
+
+@caught_by("FM-SES-015")
+class RemembersShortLists(Sound):
+    async def get_sessions(self, *args: Any, with_metadata: Any = True, **given: Any) -> Any:
+        found = await super().get_sessions(*args, with_metadata=with_metadata, **given)
+        return self.__dict__.setdefault("short", found) if with_metadata is False else found
+
+
+@caught_by("FM-SES-015")
+class RemembersTheFirstPage(Sound):
+    async def get_sessions(self, *args: Any, before: Any = None, **given: Any) -> Any:
+        pages: dict[Any, Any] = self.__dict__.setdefault("pages", {})
+        place = before and str(before)
+        if place is None or place not in pages:
+            pages[place] = await super().get_sessions(*args, before=before, **given)
+        return pages[place]

@@ -104,6 +104,12 @@ class UnknownFeedbackIsAnError(Sound):
 
 
 @caught_by("FM-FBK-017", reference_only=True)
+class DeletesFeedbackByTrimmedId(Sound):
+    async def delete_feedback(self, feedback_id: Any) -> None:
+        await super().delete_feedback(feedback_id.strip() if isinstance(feedback_id, str) else feedback_id)
+
+
+@caught_by("FM-FBK-017", reference_only=True)
 class DeletesFeedbackOfAnyCase(Sound):
     async def delete_feedback(self, feedback_id: Any) -> None:
         await super().delete_feedback(feedback_id)
@@ -119,6 +125,15 @@ class RemembersFeedback(Sound):
         if (args, str(given)) not in seen:
             seen[args, str(given)] = await super().get_feedback(*args, **given)
         return seen[args, str(given)]
+
+
+@caught_by("FM-FBK-018", reference_only=True)
+class RemembersFeedbackByRating(Sound):
+    async def get_feedback(self, *args: Any, rating: Any = None, **given: Any) -> Any:
+        seen: dict[Any, Any] = self.__dict__.setdefault("seen_by_rating", {})
+        if rating is None or rating not in seen:
+            seen[rating] = await super().get_feedback(*args, rating=rating, **given)
+        return seen[rating]
 
 
 @caught_by("FM-FBK-018", reference_only=True)

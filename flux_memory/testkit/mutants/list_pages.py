@@ -218,3 +218,10 @@ class CountsTakeLongFilters(Sound):
 class CountsTakeAnyUser(Sound):
     async def count_sessions(self, *, user_id: Any = None, metadata: Any = None) -> Any:
         return await super().count_sessions(user_id=None if user_id is None else str(user_id), metadata=metadata)
+
+
+@caught_by("FM-LST-036")
+class CountsTrimUsers(Sound):
+    async def count_sessions(self, *, user_id: Any = None, metadata: Any = None) -> Any:
+        user = user_id.strip() if isinstance(user_id, str) else user_id
+        return await super().count_sessions(user_id=user, metadata=metadata)

@@ -146,6 +146,12 @@ class IgnoresARatingOfZero(_Filters):
 
 
 @caught_by("FM-FBK-007", reference_only=True)
+class TrimsFilters(_Filters):
+    def used(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {name: value.strip() if isinstance(value, str) else value for name, value in given.items()}
+
+
+@caught_by("FM-FBK-007", reference_only=True)
 class UsesOneFilterOnly(_Filters):
     def used(self, given: dict[str, Any]) -> dict[str, Any]:
         return given | {"message_id": None} if given["session_id"] is not None else given

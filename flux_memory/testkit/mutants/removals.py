@@ -88,6 +88,12 @@ class DeletesSimilarUsers(_DeletesByCode):
 
 
 @caught_by("FM-DEL-010")
+class DeletesTrimmedUsers(_DeletesByCode):
+    def matches(self, row: Any, user_id: Any, since: Any) -> bool:
+        return super().matches(row, user_id and user_id.strip(), since)
+
+
+@caught_by("FM-DEL-010")
 class DeletesUsersByPattern(_DeletesByCode):
     def matches(self, row: Any, user_id: Any, since: Any) -> bool:
         if user_id is not None and user_id.endswith("%"):
