@@ -7,7 +7,10 @@ from os import urandom
 from typing import Final
 
 _LAST: Final = [0]
-"""The time of the last id in 4,096ths of a millisecond since 1970: the next id gets a later one, even if the clock is set back."""
+"""The time of the last id in 4,096ths of a millisecond since 1970.
+
+The next id gets a later one, even if the clock is set back.
+"""
 
 
 def make_id() -> str:
