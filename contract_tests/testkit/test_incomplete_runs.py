@@ -52,6 +52,30 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
+def test_a_binding_that_is_not_collected_is_named(project: pytest.Pytester) -> None:
+    """A class without the prefix Test has no clauses in a run that is green; a base may say that it is one."""
+    project.makepyfile(
+        test_more="""
+        from test_mine import Contract, TestMine
+
+        class MineContract(TestMine): pass
+
+        class Base(TestMine):
+            __test__ = False
+
+        class Shared(TestMine): pass
+
+        class TestDerived(Shared): pass
+        """
+    )
+    result = run_forked(project, *PLAIN, "-k", "of_their_own", "test_more.py", "test_mine.py")
+    assert result.ret == 0
+    assert result.stdout.str().count("is a binding, and pytest does not collect it") == 1
+    result.stdout.fnmatch_lines(
+        ["*MineContract is a binding, and pytest does not collect it: begin its name with Test*"]
+    )
+
+
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
 def test_a_run_whose_clauses_were_all_deselected_says_so(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
     """A project's own tests pass, and a line says that no clause ran."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import multiprocessing
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -120,10 +121,10 @@ def test_a_role_that_the_run_did_not_create_is_refused(local_server: Server, sta
     assert statements.fetch_value(local_server.dsn, "SELECT count(*) FROM pg_roles WHERE rolname = 'precious'") == 1
 
 
-@pytest.mark.parametrize("owner", ["pg_x", "none", "public", "long" * 20, "a,b"])
+@pytest.mark.parametrize("owner", ["pg_x", "none", "public", "long" * 20, "a,b", "a\0b"])
 def test_a_name_that_no_role_can_have_is_refused(local_server: Server, owner: str) -> None:
     """Promise: the error names the owner that was asked for."""
-    with pytest.raises(ValueError, match=f"owner='{owner}': .*; choose another"):
+    with pytest.raises(ValueError, match=f"owner={re.escape(repr(owner))}: .*; choose another"):
         local_server.database(owner=owner)
 
 
@@ -232,6 +233,8 @@ def fail(_dsn: str) -> None:
             {"init": [TABLE, "broken.sql"]},
             r"step 2 of 2, the file .*/broken.sql, failed in line 2: .*pg_dump --inserts",
         ),
+        ({"init": "white space.sql"}, r"syntax error at or near .*pass it as a pathlib.Path"),
+        ({"init": f"BEGIN; {TABLE}"}, "it ends within a transaction, which is rolled back: add COMMIT"),
         ({"init": "missing.sql"}, r"the file .*/missing.sql cannot be read: No such file"),
         ({"init": fail}, "step 1 of 1, the function fail, failed: LookupError: out of luck"),
         ({"init": functools.partial(fail)}, "the function fail, failed"),
@@ -239,7 +242,10 @@ def fail(_dsn: str) -> None:
         ({"locale": "no_such_locale"}, r"the server cannot create the database: .*no_such_locale"),
         ({"template": "no_such_database"}, r"the server cannot create the database: .*no_such_database"),
     ],
-    ids=["SQL", "a file", "no file", "a function", "a partial", "an extension", "a locale", "a template"],
+    ids=[
+        *("SQL", "a file", "white space", "no commit", "no file"),
+        *("a function", "a partial", "an extension", "a locale", "a template"),
+    ],
 )
 def test_an_error_names_the_step(local_server: Server, tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
     """Promise: a step that fails is named, with its line and the server's message, every time; no database is left."""
@@ -252,12 +258,24 @@ def test_an_error_names_the_step(local_server: Server, tmp_path: Path, arguments
     assert ask(PostgresDatabase(local_server.dsn), count) == before
 
 
-def test_arguments_of_a_wrong_type_are_refused(local_server: Server) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"init": [1]}, "init: 1 is neither SQL, nor a path, nor a function"),
+        ({"init": 5}, "init=5 is a int; pass a list"),
+        ({"extensions": "hstore"}, r"extensions=\['hstore'\]"),
+        ({"extensions": 5}, "extensions=5 is a int; pass a list"),
+        ({"extensions": [None]}, "extensions: None is not the name of an extension"),
+        ({"owner": 5}, "owner=5 is a int; pass a text"),
+        ({"locale": 5}, "locale=5 is a int; pass a text"),
+        ({"template": 5}, "template=5 is a int; pass a text"),
+    ],
+    ids=str,
+)
+def test_arguments_of_a_wrong_type_are_refused(local_server: Server, arguments: dict[str, Any], said: str) -> None:
     """Promise: a mistake in the arguments is named before anything is created."""
-    with pytest.raises(TypeError, match="neither SQL, nor a path, nor a function"):
-        local_server.database(init=[1])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"extensions=\['hstore'\]"):
-        local_server.database(extensions="hstore")
+    with pytest.raises(TypeError, match=said):
+        local_server.database(**arguments)
 
 
 def test_a_template_of_the_server_and_a_locale_are_used(local_server: Server) -> None:

@@ -153,6 +153,7 @@ def test_settings_reach_the_server(project: pytest.Pytester) -> None:
             "*--flux-postgres-setting: 'fsync' is not a setting; write it as NAME=VALUE*",
         ),
         ("--flux-postgres-version=16.4", "*--flux-postgres-version: '16.4' is not a major version; write them as *"),
+        ("--flux-postgres-setting=port=5432", "*the setting port is chosen for each server: remove it*"),
         ("--flux-postgres-version=", "*--flux-postgres-version: '' is not a major version*"),
     ],
 )
@@ -161,6 +162,25 @@ def test_malformed_options_are_usage_errors(project: pytest.Pytester, option: st
     result = project.runpytest_subprocess(option)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([said])
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_a_server_that_does_not_start_never_looks_green(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
+) -> None:
+    """Promise: a mistake in a setting fails the tests; only a machine without PostgreSQL skips them."""
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    project.makepyfile("def test_it(flux_postgres): pass\n\ndef test_more(flux_postgres): pass")
+    result = project.runpytest_subprocess("--flux-postgres-setting=no_such_setting=1", *workers)
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*unrecognized configuration parameter*"])
+
+
+def test_a_plan_starts_no_server(project: pytest.Pytester) -> None:
+    """Promise: runs that run no test start none."""
+    project.makepyfile("def test_it(flux_postgres): pass")
+    for option in ("--setup-plan", "--collect-only"):
+        assert "flux-memory: PostgreSQL" not in project.runpytest_subprocess(option).stdout.str()
 
 
 VERSIONS = """

@@ -85,12 +85,24 @@ def test_psycopg(flux_postgres_rollback, again):
     with pytest.raises(psycopg.errors.UniqueViolation):
         connection.execute(ADD)
     connection.commit()  # of a failed transaction: rolls back
-    with connection.transaction():
+    with connection.transaction():  # begins a transaction, and commits it
         connection.execute("INSERT INTO items VALUES ('coffee')")
+    connection.rollback()
+    with pytest.raises(ZeroDivisionError), connection.transaction():
+        connection.execute("INSERT INTO items VALUES ('milk')")
+        1 / 0
+    assert connection.execute(COUNT).fetchone() == (2,)
+    with connection.transaction():  # a savepoint of the transaction that the query began
+        connection.execute("DELETE FROM items")
     connection.rollback()
     with connection.pipeline():
         connection.commit()
-    assert connection.execute(COUNT).fetchone() == (1,)
+    with connection:
+        connection.execute("INSERT INTO items VALUES ('juice')")
+    with pytest.raises(ZeroDivisionError), connection:
+        connection.execute("DELETE FROM items")
+        1 / 0
+    assert connection.execute(COUNT).fetchone() == (3,)
     assert flux_postgres_rollback.psycopg() is connection
 
 

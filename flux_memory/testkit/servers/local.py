@@ -28,7 +28,7 @@ from flux_memory.testkit.servers.cluster_cache import ClusterArchive, archive_of
 from flux_memory.testkit.servers.directories import new_directory, record_process, remove_directory
 from flux_memory.testkit.servers.ownership import is_running
 from flux_memory.testkit.servers.roles import quote_name
-from flux_memory.testkit.servers.running import ServerUnavailable, Wishes, unavailable_if_failing
+from flux_memory.testkit.servers.running import ServerUnavailable, Wishes, failed_if_failing, unavailable_if_failing
 from flux_memory.testkit.servers.statements import Statements
 from flux_memory.testkit.servers.verifiers import make_verifier
 
@@ -105,6 +105,11 @@ def start(wishes: Wishes, mark: str) -> LocalServer:
     """Create a cluster, from the cache if it has one of these programs, and start it."""
     found = find_binaries(wishes.version)
     account = server_account()
+    with failed_if_failing("no local server can be started"):
+        return _start_any(found, account, wishes, mark)
+
+
+def _start_any(found: Binaries, account: Account, wishes: Wishes, mark: str) -> LocalServer:
     archive = archive_of(found.directory, list(_INITDB_OPTIONS))
     if archive is not None:
         try:

@@ -47,7 +47,7 @@ def check_server_options(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: A value is malformed.
     """
-    settings_of(config)
+    _check_settings(config)
     versions_of(config)
 
 
@@ -61,6 +61,16 @@ def settings_of(config: pytest.Config) -> dict[str, str]:
             raise pytest.UsageError(f"{source}: {line!r} is not a setting; write it as NAME=VALUE")
         settings[found[1]] = found[2]
     return settings
+
+
+def _check_settings(config: pytest.Config) -> None:
+    if settings := settings_of(config):
+        from flux_memory.testkit.servers.running import Wishes
+
+        try:
+            Wishes("", settings=settings)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 def versions_of(config: pytest.Config) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 Step: TypeAlias = str | Path | Callable[[str], object]
 """SQL, the path of a file with SQL, or a function that takes the database's DSN."""
@@ -59,17 +59,24 @@ class Recipe:
             directory: Relative paths start here.
 
         Raises:
-            TypeError: A step is neither a text, a path nor callable, or `extensions` is a single text.
+            TypeError: An argument has a value of another kind.
         """
         if isinstance(extensions, str):
             raise TypeError(f"extensions={extensions!r} is a text; pass a list of names: extensions=[{extensions!r}]")
-        steps = [init] if isinstance(init, str | Path) or callable(init) else list(init)
+        names = _as_list("extensions", extensions)
+        for name, value in {"template": template, "owner": owner, "locale": locale}.items():
+            if not isinstance(value, str | None):
+                raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass a text")
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"extensions: {name!r} is not the name of an extension; pass texts")
+        steps = [init] if isinstance(init, str | Path) or callable(init) else _as_list("init", init)
         return cls(
             tuple(_as_step(step, directory) for step in steps),
             template or EMPTY_TEMPLATE,
             owner,
             locale,
-            tuple(extensions),
+            tuple(names),
         )
 
     @property
@@ -85,6 +92,12 @@ class Recipe:
         for step in self.init:
             digest.update(hashlib.sha256(_content_of(step)).digest())
         return int.from_bytes(digest.digest()[:7])
+
+
+def _as_list(name: str, values: object) -> list[Any]:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name}={values!r} is a {type(values).__name__}; pass a list")
+    return list(values)
 
 
 def _as_step(step: object, directory: Path) -> Step:

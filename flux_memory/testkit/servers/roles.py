@@ -40,6 +40,8 @@ class Roles:
         """
         if role in self._known:
             return
+        if "\0" in role:
+            raise ValueError(f"owner={role!r}: the server takes no such name, with a NUL; choose another one")
         if "," in role:
             raise ValueError(f"owner={role!r}: asyncpg cannot log in with a comma in the name; choose another one")
         self._statements.fetch_value(self._maintenance, _LOCK, role)

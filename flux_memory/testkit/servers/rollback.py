@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Final
@@ -30,6 +30,9 @@ class Rollback:
     def psycopg(self) -> Any:
         """Return the test's `psycopg.Connection`, always the same. `commit()` and `rollback()` end a savepoint.
 
+        So do the ends of `with connection:`, which leaves it open, and of a `connection.transaction()` that would begin
+        a transaction.
+
         Raises:
             ModuleNotFoundError: psycopg is not installed.
         """
@@ -41,6 +44,32 @@ class Rollback:
         failed = driver.pq.TransactionStatus.INERROR
 
         class RolledBackConnection(driver.Connection):  # type: ignore[name-defined,misc]  # an optional package
+            is_idle = False
+            """Whether the tested code has no transaction: nothing was sent since the savepoint."""
+
+            def wait(self, *arguments: Any, **options: Any) -> Any:
+                # Each statement is sent by it.
+                self.is_idle = False
+                return super().wait(*arguments, **options)
+
+            @contextmanager
+            def transaction(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+                begins = self.is_idle
+                try:
+                    with super().transaction(*arguments, **options) as transaction:
+                        yield transaction
+                finally:
+                    if begins and not self.closed:
+                        self.commit()
+
+            def __exit__(self, kind: object, error: object, trace: object) -> None:
+                if self.closed:
+                    return
+                if kind is None:
+                    self.commit()
+                else:
+                    self.rollback()
+
             def commit(self) -> None:
                 if self.info.transaction_status == failed:
                     # As the server does: committing a failed transaction rolls it back.
@@ -49,14 +78,17 @@ class Rollback:
                     # A pipeline takes one command at a time.
                     self.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
                     self.execute(f"SAVEPOINT {_SAVEPOINT}")
+                    self.is_idle = True
 
             def rollback(self) -> None:
                 self.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+                self.is_idle = True
 
         connection = RolledBackConnection.connect(**self.database.psycopg())
         # The server rolls the transaction back.
         self._stack.callback(connection.close)
         connection.execute(f"SAVEPOINT {_SAVEPOINT}")
+        connection.is_idle = True
         return connection
 
     @asynccontextmanager

@@ -5,15 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+_CHOSEN: Final = frozenset({"data_directory", "listen_addresses", "port", "unix_socket_directories"})
+"""The settings that say where the server is."""
 
 
 class ServerUnavailable(Exception):  # noqa: N818 - a state of the machine, handled as often as raised
     """The requested PostgreSQL is not available; the message says why and what to do."""
 
 
+class ServerFailed(ServerUnavailable):
+    """A PostgreSQL is there and does not start, such as with a wrong setting. Its tests fail: a skip would hide it."""
+
+
 class NotAnswered(Exception):  # noqa: N818 - a state, with the error as its cause
     """The server did not accept a connection."""
+
+
+@contextmanager
+def failed_if_failing(what: str) -> Iterator[None]:
+    """Raise `ServerFailed` instead of any error, also of `ServerUnavailable`.
+
+    Args:
+        what: The failing part, for the message.
+    """
+    try:
+        with unavailable_if_failing(what):
+            yield
+    except ServerUnavailable as error:
+        raise ServerFailed(str(error)) from error
 
 
 @contextmanager
@@ -50,6 +71,16 @@ class Wishes:
     """Additional settings of `postgresql.conf`."""
     version: str | None = None
     """The major version, such as "16"; None for any."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that would hide the server from its run.
+
+        Raises:
+            ValueError: A setting is chosen for each server.
+        """
+        for name in self.settings:
+            if name.lower() in _CHOSEN:
+                raise ValueError(f"the setting {name} is chosen for each server: remove it")
 
     def configuration(self) -> dict[str, str]:
         """Return all settings of the server, for every provider."""

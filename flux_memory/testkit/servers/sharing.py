@@ -15,7 +15,7 @@ from flux_memory.testkit.servers.container import ContainerServer
 from flux_memory.testkit.servers.directories import remove_directory
 from flux_memory.testkit.servers.external import ExternalServer
 from flux_memory.testkit.servers.local import LocalServer
-from flux_memory.testkit.servers.running import Running, ServerUnavailable, Started
+from flux_memory.testkit.servers.running import Running, ServerFailed, ServerUnavailable, Started
 
 _PROVIDERS: Final[dict[str, Callable[..., Running]]] = {
     kind.__name__: kind for kind in (ContainerServer, ExternalServer, LocalServer)
@@ -51,7 +51,7 @@ class SharedServer:
             try:
                 started = start()
             except ServerUnavailable as error:
-                self._write({"unavailable": str(error)})
+                self._write({"unavailable": str(error), "failed": isinstance(error, ServerFailed)})
                 raise
             try:
                 self._write({"provider": type(started.running).__name__, **asdict(started)})
@@ -66,7 +66,7 @@ class SharedServer:
             return None
         state = json.loads(self._state.read_text())
         if "unavailable" in state:
-            raise ServerUnavailable(state["unavailable"])
+            raise (ServerFailed if state["failed"] else ServerUnavailable)(state["unavailable"])
         running = _PROVIDERS[state["provider"]](**state["running"])
         return Started(running, state["version"], state["seconds"], tuple(state["passed_over"]))
 

@@ -27,6 +27,10 @@ _LOST: Final = (
 ESCAPE: Final = "if the password contains '/', '@', ':', '#' or '?', write them as %2F, %40, %3A, %23, %3F"
 
 
+class UnfinishedTransaction(Exception):  # noqa: N818 - a state
+    """A script left a transaction open, so its changes are lost."""
+
+
 class Statements:
     """Runs statements on its own event loop, so that nothing is bound to the loop of a test.
 
@@ -59,6 +63,9 @@ class Statements:
             dsn: The database.
             script: The statements.
             seconds: The time limit.
+
+        Raises:
+            UnfinishedTransaction: The statements end within a transaction.
         """
         self._run(self._run_script(dsn, script, seconds))
 
@@ -113,6 +120,8 @@ class Statements:
         connection = await _connect(dsn, _taken_from(dsn) if self._own_server else {})
         try:
             await connection.execute(script, timeout=seconds)
+            if connection.is_in_transaction():
+                raise UnfinishedTransaction("it ends within a transaction, which is rolled back: add COMMIT")
         finally:
             connection.terminate()
 

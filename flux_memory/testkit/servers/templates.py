@@ -130,8 +130,11 @@ def _naming(step: str, script: str) -> Iterator[None]:
         if (position := getattr(error, "position", None)) and script:
             place = f" in line {script.count(chr(10), 0, int(position)) + 1}"
         advice = ""
-        if isinstance(error, asyncpg.PostgresSyntaxError) and "\n\\" in f"\n{script}":
-            advice = f" ({_NOT_STATEMENTS})"
+        if isinstance(error, asyncpg.PostgresSyntaxError):
+            if "\n\\" in f"\n{script}":
+                advice = f" ({_NOT_STATEMENTS})"
+            elif script.endswith(".sql"):
+                advice = " (a path with white space is SQL: pass it as a pathlib.Path)"
         raise DatabaseInitError(f"{step} failed{place}: {type(error).__name__}: {error}{advice}") from error
 
 
