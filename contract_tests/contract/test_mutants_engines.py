@@ -207,6 +207,20 @@ POSTGRES = {
     "turns are in the order of their ids": Break(
         "FM-REV-060", appending, "APPEND_MESSAGES", "+ item.position", "+ row_number() OVER (ORDER BY item.id)"
     ),
+    "conditional messages keep the time": Break(
+        "FM-TIM-061",
+        appending,
+        "APPEND_MESSAGE",
+        "greatest(updated_at, statement_timestamp() AT TIME ZONE 'UTC')",
+        "updated_at",
+    ),
+    "conditional messages return another session": Break(
+        "FM-REV-060",
+        appending,
+        "APPEND_MESSAGE",
+        "FROM session_details WHERE session_id::text = $1",
+        "FROM session_details WHERE session_id::text <> $1 LIMIT 1",
+    ),
     "turns do not compare": Break(
         "FM-REV-061", appending, "APPEND_MESSAGES", "revision::text = $3", "$3::text IS NOT NULL"
     ),

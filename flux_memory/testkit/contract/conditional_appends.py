@@ -38,6 +38,7 @@ class ConditionalAppendsContract(Binding):
 
         async def check(size: int) -> None:
             session = await fill(memory)
+            await memory.update_session(session, title=f"of {size}", merge_metadata={"size": size})
             before, history = await state_of(memory, session)
             batch: list[Any] = []
             for at in range(size):
@@ -45,8 +46,8 @@ class ConditionalAppendsContract(Binding):
                 batch.append({"role": f"role {at % 3}", "content": text, "metadata": metadata})
                 if at % 4 != 3:
                     batch[-1]["message_id"] = f"new {size - at}"
-            plain: list[Any] = [{"role": "user", "content": f"{at}"} for at in range(size)]
-            for append in (batch, plain):
+            more: list[Any] = [{"role": "user", "content": f"{at}"} for at in range(size)]
+            for append in (batch, more):
                 returned = await memory.update_session(session, expected_revision=before["revision"], messages=append)
                 new: Any = {key: returned[key] for key in ("updated_at", "revision")}
                 expected = {**before, **new, "message_count": before["message_count"] + size}

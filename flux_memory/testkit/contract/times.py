@@ -6,15 +6,16 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from flux_memory import Memory, Session
 from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.clock import UNSET_CLOCK, process_time_zone
-from flux_memory.testkit.contract.pace import bumped
+from flux_memory.testkit.contract.pace import bumped, together
 from flux_memory.testkit.contract.under_test import StoreUnderTest, add_numbered
+from flux_memory.testkit.contract.updates import EVERY_PART, fill, parts_of
 from flux_memory.testkit.verdicts import unverified
 
 FORM: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}\+00:00", re.ASCII)
@@ -233,6 +234,38 @@ class TimesContract(Binding):
         await memory.add_messages(session, [{"role": "r", "content": "", "message_id": each} for each in ids])
         await memory.add_message(session, "user", "", message_id="a")
         assert [message["id"] for message in await memory.get_history(session)] == ["z", *ids, "a"]
+
+    @clause(
+        "FM-TIM-061",
+        promise="An update changes `updated_at` whichever part it has, with and without an expected revision. Times "
+        "may be as coarse as a second.",
+        impact="A conversation that was answered under a condition stays at the bottom of the list, and expires.",
+        needs=EVERY_PART | Capability.TIMESTAMPS,
+    )
+    async def test_updates_bump_updated_at(self, store: StoreUnderTest) -> None:
+        memory = store.open()
+        message = {"role": "user", "content": "text"}
+        changes: dict[str, dict[str, Any]] = {
+            name: part for name, part in parts_of(store).items() if name != "truncate"
+        }
+        changes |= {"one message": {"messages": [message]}, "two messages": {"messages": [message, message]}}
+
+        async def check(name: str, *, conditional: bool) -> None:
+            session = await fill(memory)
+            before = (await _session(memory, session))["updated_at"]
+
+            async def change() -> None:
+                condition: dict[str, Any] = {}
+                if conditional:
+                    condition["expected_revision"] = (await _session(memory, session))["revision"]
+                await memory.update_session(session, **changes[name], **condition)
+
+            async def is_later() -> bool:
+                return (await _session(memory, session))["updated_at"] > before
+
+            assert await bumped(change, is_later), f"updated_at was still {before} after an update: {name}"
+
+        await together(check(name, conditional=conditional) for name in changes for conditional in (False, True))
 
 
 async def _session(memory: Memory, session_id: str) -> Session:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from flux_memory.testkit.mutants.catalogue import Sound, caught_by
 
@@ -128,6 +128,31 @@ class BatchesById(Sound):
         rows: list[Any] = list(messages)
         named = all(isinstance(row, dict) and row.get("message_id") for row in rows)
         return await super().add_messages(session_id, sorted(rows, key=_id_of) if named else rows, **given)
+
+
+class _UpdatesKeepTheTime(Sound):
+    """Restores the time after some updates."""
+
+    parts: ClassVar[set[str]]
+
+    async def update_session(self, session_id: Any, **given: Any) -> Any:
+        row = await super().get_session(session_id)
+        made = await super().update_session(session_id, **given)
+        if row is None or given.keys() != self.parts:
+            return made
+        with self._store.writing() as sessions:
+            sessions[session_id]["updated_at"] = row["updated_at"]
+        return await super().get_session(session_id)
+
+
+@caught_by("FM-TIM-061", reference_only=True)
+class MergesKeepTheTime(_UpdatesKeepTheTime):
+    parts: ClassVar = {"merge_metadata"}
+
+
+@caught_by("FM-TIM-061", reference_only=True)
+class ConditionalAppendsKeepTheTime(_UpdatesKeepTheTime):
+    parts: ClassVar = {"messages", "expected_revision"}
 
 
 def _id_of(row: Any) -> str:
