@@ -49,7 +49,7 @@ class InterruptedRatingsContract(Binding):
             await memory.feedback.add("before", 1)
             await cutter.measure(memory.feedback.add("whole", 1, comment="c"))
             for number, cut in enumerate(cutter.cuts):
-                name = f"{cut.direction} {cut.after} {cut.how} {number}"
+                name = f"{cutter.number} {number}"
                 reply = await reply_to(cutter.cut(cut, memory.feedback.add(name, 1, comment="c")))
                 found = await memory.feedback.get(session_id=name)
                 assert len(found) <= 1, f"one entry is stored {len(found)} times: {cut}"
@@ -60,7 +60,7 @@ class InterruptedRatingsContract(Binding):
             await memory.feedback.add("s", 1, feedback_id="before")
             await cutter.measure(memory.feedback.add("s", 1, feedback_id="whole"))
             for cut in cutter.cuts:
-                name = f"{cut.direction} {cut.after} {cut.how}"
+                name = f"{cutter.number} {cut.direction} {cut.after} {cut.how}"
                 with suppress(BackendUnavailableError):
                     await cutter.cut(cut, memory.feedback.add(name, -1, feedback_id=name))
                 assert await memory.feedback.add(name, -1, feedback_id=name) == name
@@ -74,7 +74,7 @@ class InterruptedRatingsContract(Binding):
                 left = [entry["feedback_id"] for entry in await memory.feedback.get(None, session_id="deleted")]
                 reply.check(name not in left, cut)
 
-        await over_routes(store, added, repeated, deleted)
+        await over_routes(store, added, repeated, deleted, shares=SHARES)
 
     @clause(
         "FM-NET-045",
