@@ -38,7 +38,6 @@ NEEDY = "FM-ORD-006"
 """A clause that needs the cursor and nothing else."""
 
 OURS = [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
-
 ON_UPDATES = {f"FM-UPD-00{number}" for number in (1, 2, 3, 4, 5, 7, 8)} | {"FM-REV-001", "FM-REV-002", "FM-REV-005"}
 """Clauses on all parts of an update, truncation included if it is claimed."""
 ON_TRUNCATION = {

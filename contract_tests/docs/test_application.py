@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from recipe_environment import (
-    PROJECT,
-    find_recipe_files,
-    make_recipe_environment,
-    recipe_variables,
-    run_in_recipe,
-)
+from recipe_environment import PROJECT, find_recipe_files, make_recipe_environment, recipe_variables, run_in_recipe
 from waiting import becomes_true
 
 PAGE: Final = PROJECT / "docs/application.md"
