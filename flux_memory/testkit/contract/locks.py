@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pytest
@@ -43,6 +43,8 @@ class LockedWrite:
     """None if the session is deleted."""
     title: str = "old"
     """On a memory with titles."""
+    meets: int | None = None
+    """The number of the message whose lock the write meets; None if it meets that of the session."""
 
     def after(self, before: State) -> State:
         """Return the state that the write leaves, given the state before it."""
@@ -74,7 +76,7 @@ _ALWAYS: Final = (
     ),
 )
 """Writes that meet the lock of a session, and that of a message in it."""
-OF_A_SESSION: Final = (
+_OF_A_SESSION: Final = (
     LockedWrite("add_message", NOTHING, lambda m, session, _: m.add_message(session, "user", "9"), (*range(OLD), 9)),
     LockedWrite(
         "add_messages",
@@ -92,7 +94,7 @@ OF_A_SESSION: Final = (
     LockedWrite("pop_message", Capability.POP, lambda m, session, _: m.pop_message(session), range(OLD - 1)),
     *_ALWAYS,
 )
-OF_A_MESSAGE: Final = (
+_OF_A_MESSAGE: Final = (
     LockedWrite(
         "add_messages with a retry",
         Capability.BATCH | Capability.IDEMPOTENT_IDS,
@@ -101,6 +103,13 @@ OF_A_MESSAGE: Final = (
     ),
     *_ALWAYS,
 )
+WRITES: Final = (
+    *_OF_A_SESSION,
+    *(
+        replace(each, name=f"{each.name}, a message locked", needs=each.needs | Capability.MESSAGE_IDS, meets=LOCKED)
+        for each in _OF_A_MESSAGE
+    ),
+)
 
 
 class LocksContract(Binding):
@@ -108,65 +117,56 @@ class LocksContract(Binding):
 
     @clause(
         "FM-CON-050",
-        promise="A write to a session that another client has locked ends by its deadline as its outcome says: it is "
-        "stored as a whole, or raises `BackendUnavailableError` and has stored nothing. Later calls work.",
-        impact="A write whose wait for a lock ended at the server is reported as stored, and is lost.",
+        promise="A write to a session, or to a message in it, that another client has locked ends by its deadline as "
+        "its outcome says: it is stored as a whole, or raises `BackendUnavailableError` and has stored nothing. Later "
+        "calls work.",
+        impact="A write whose wait for a lock ended at the server is reported as stored and is lost, or half of a "
+        "batch is stored.",
         needs=Capability.OUTAGES | Capability.SESSIONS,
     )
-    async def test_writes_to_locked_sessions(self, store: StoreUnderTest) -> None:
-        await _check(store, OF_A_SESSION, lambda _: None)
+    async def test_writes_that_meet_locks(self, store: StoreUnderTest) -> None:
+        """Each write has a session of its own, and all of them are locked at the same time."""
+        chosen = [each for each in WRITES if each.needs in store.capabilities]
+        first = store.open()
+        several = Capability.SEVERAL_HANDLES in store.capabilities
+        handles = [store.open() if several else first for _ in chosen]
 
-    @clause(
-        "FM-CON-051",
-        promise="A write that reaches a message which another client has locked does not keep the part before it: it "
-        "ends by its deadline, stored as a whole or not at all. Later calls work.",
-        impact="Half of a batch is stored, or half of a conversation is deleted, and the caller does not know which.",
-        needs=Capability.OUTAGES | Capability.SESSIONS | Capability.MESSAGE_IDS,
-    )
-    async def test_writes_to_locked_messages(self, store: StoreUnderTest) -> None:
-        await _check(store, OF_A_MESSAGE, lambda ids: ids[LOCKED])
+        async def prepare(memory: Memory, number: int) -> tuple[str, list[str]]:
+            given = {
+                Capability.SESSION_IDS: {"session_id": str(number)},
+                Capability.TITLES: {"title": "old"},
+                Capability.USER_SCOPE: {"user_id": f"user of {number}"},
+            }
+            claimed: dict[str, Any] = {}
+            for needed, argument in given.items():
+                claimed |= argument if needed in store.capabilities else {}
+            session = await memory.create_session(**claimed)
+            return session, await add_numbered(memory, session, range(OLD))
 
-
-async def _check(
-    store: StoreUnderTest, writes: Sequence[LockedWrite], locked: Callable[[list[str]], str | None]
-) -> None:
-    """Make each write on a session of its own while all of them are locked, and compare its outcome with the store."""
-    chosen = [each for each in writes if each.needs in store.capabilities]
-    first = store.open()
-    several = Capability.SEVERAL_HANDLES in store.capabilities
-    handles = [store.open() if several else first for _ in chosen]
-
-    async def prepare(memory: Memory, number: int) -> tuple[str, list[str]]:
-        given = {
-            Capability.SESSION_IDS: {"session_id": str(number)},
-            Capability.TITLES: {"title": "old"},
-            Capability.USER_SCOPE: {"user_id": f"user of {number}"},
-        }
-        claimed: dict[str, Any] = {}
-        for needed, argument in given.items():
-            claimed |= argument if needed in store.capabilities else {}
-        session = await memory.create_session(**claimed)
-        return session, await add_numbered(memory, session, range(OLD))
-
-    made = await asyncio.gather(*(prepare(memory, number) for number, memory in enumerate(handles)))
-    before = await asyncio.gather(*(_state(first, session) for session, _ in made))
-    async with store.hold_locks([(session, locked(ids)) for session, ids in made]):
-        with deadline(LOCKED_SECONDS):
-            calls = [
-                asyncio.ensure_future(each.make(memory, session, ids))
-                for each, memory, (session, ids) in zip(chosen, handles, made, strict=True)
+        made = await asyncio.gather(*(prepare(memory, number) for number, memory in enumerate(handles)))
+        before = await asyncio.gather(*(_state(first, session) for session, _ in made))
+        async with store.hold_locks(
+            [
+                (session, ids[each.meets] if each.meets is not None else None)
+                for each, (session, ids) in zip(chosen, made, strict=True)
             ]
-        await asyncio.wait(calls, timeout=LOCKED_SECONDS + GRACE_SECONDS)
-        late = [each.name for each, call in zip(chosen, calls, strict=True) if not call.done()]
-    outcomes = await gather_outcomes(*calls)
-    assert not late, f"a deadline of {LOCKED_SECONDS} s, and {GRACE_SECONDS} s later not ended: {', '.join(late)}"
-    found = await asyncio.gather(
-        *(_state_after_a_write(memory, first, session) for memory, (session, _) in zip(handles, made, strict=True))
-    )
-    for each, old, outcome, now in zip(chosen, before, outcomes, found, strict=True):
-        assert now in _allowed(each, old, outcome), f"{each.name}: {outcome!r}, but the session has {now}"
-    if not any(isinstance(outcome, BackendUnavailableError) for outcome in outcomes):
-        unverified("no write waited for the locks of hold_locks: lock the records as the backend's writes do")
+        ):
+            with deadline(LOCKED_SECONDS):
+                calls = [
+                    asyncio.ensure_future(each.make(memory, session, ids))
+                    for each, memory, (session, ids) in zip(chosen, handles, made, strict=True)
+                ]
+            await asyncio.wait(calls, timeout=LOCKED_SECONDS + GRACE_SECONDS)
+            late = [each.name for each, call in zip(chosen, calls, strict=True) if not call.done()]
+        outcomes = await gather_outcomes(*calls)
+        assert not late, f"a deadline of {LOCKED_SECONDS} s, and {GRACE_SECONDS} s later not ended: {', '.join(late)}"
+        found = await asyncio.gather(
+            *(_state_after_a_write(memory, first, session) for memory, (session, _) in zip(handles, made, strict=True))
+        )
+        for each, old, outcome, now in zip(chosen, before, outcomes, found, strict=True):
+            assert now in _allowed(each, old, outcome), f"{each.name}: {outcome!r}, but the session has {now}"
+        if not any(isinstance(outcome, BackendUnavailableError) for outcome in outcomes):
+            unverified("no write waited for the locks of hold_locks: lock the records as the backend's writes do")
 
 
 def _allowed(write: LockedWrite, old: State, outcome: object) -> Sequence[State]:

@@ -66,19 +66,19 @@ class _AddsOneByOne(Sound):
         raise NotImplementedError
 
 
-@caught_by("FM-CON-051")
+@caught_by("FM-CON-050")
 class KeepsTheFirstHalfOfABatch(_AddsOneByOne):
     def ended(self, made: list[Any], batch: list[Any]) -> Any:
         raise BackendUnavailableError("a lock was not free in time; nothing was stored")
 
 
-@caught_by("FM-CON-051")
+@caught_by("FM-CON-050")
 class AcknowledgesHalfABatch(_AddsOneByOne):
     def ended(self, made: list[Any], batch: list[Any]) -> Any:
         return made + [new_id() for _ in batch[len(made) :]]
 
 
-@caught_by("FM-CON-051")
+@caught_by("FM-CON-050")
 class AddsBeforeItTruncates(Sound):
     """Adds in a transaction of its own, which a locked message does not stop."""
 
