@@ -41,6 +41,8 @@ CHANGES: Final[dict[str, tuple[Capability, Change]]] = {
     "a fork": (Capability.FORK, lambda memory, session: memory.fork_session(session)),
 }
 """The calls that change a session or make one, with what they need beyond those of every memory with lists."""
+LISTS: Final[tuple[dict[str, Any], ...]] = ({}, {"user_id": "ann"}, {"metadata": {"k": 1}})
+"""The whole list, that of an owner, and a filtered one."""
 
 
 class ActivityContract(Binding):
@@ -69,9 +71,7 @@ class ActivityContract(Binding):
         for at, (name, change) in enumerate(changes.items()):
             async with store.clock_at(moment + timedelta(minutes=at)):
                 changed = await change(memory, sessions[at])
-            whole, own, filtered = await together(
-                memory.get_sessions(None, **given) for given in ({}, {"user_id": "ann"}, {"metadata": {"k": 1}})
-            )
+            whole, own, filtered = await together(memory.get_sessions(None, **given) for given in LISTS)
             active = changed if name == "a fork" else sessions[at]
             assert len({row["id"] for row in whole}) == len(whole), f"listed twice after {name}"
             assert await memory.get_session(active) in whole, f"another record after {name}"
