@@ -36,7 +36,6 @@ NOWHERE = ("127.0.0.1", 9)
 """An address that no handle connects to."""
 NEEDY = "FM-ORD-006"
 """A clause that needs the cursor and nothing else."""
-
 OURS = [each.id for each in CLAUSES.values() if each.home.startswith(MemoryContract.__module__)]
 ON_UPDATES = {f"FM-UPD-00{number}" for number in (1, 2, 3, 4, 5, 7, 8)} | {"FM-REV-001", "FM-REV-002", "FM-REV-005"}
 """Clauses on all parts of an update, truncation included if it is claimed."""
@@ -246,6 +245,7 @@ def test_a_clause_that_is_not_claimed_does_not_count(pytester: pytest.Pytester) 
         "seconds": 0.0,
         "known": False,
         "fault": False,
+        "left_out": [],
     }
     result.stdout.fnmatch_lines(["not claimed *1"])
 

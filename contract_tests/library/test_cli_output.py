@@ -33,7 +33,7 @@ def run_program(*arguments: str, output: int, **variables: str) -> subprocess.Co
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, **variables},
+        env={**os.environ, "PYTHONUNBUFFERED": "", **variables},
     )
 
 
@@ -45,6 +45,18 @@ def test_a_full_disk_behind_the_output_is_an_error_in_one_line(command: str, pat
         result = run_program(*command.split(), *store, output=full.fileno())
     assert result.returncode == 1
     assert result.stderr == "FAILED  the output cannot be written: No space left on device; write it elsewhere\n"
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "--help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_wants_no_more_is_not_an_error(command: str, unbuffered: str, path: Path) -> None:
+    """`flux-memory feedback export | head` prints no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    store = [] if command == "--help" else ["--sqlite-path", str(path)]
+    result = run_program(*command.split(), *store, output=writing, PYTHONUNBUFFERED=unbuffered)
+    os.close(writing)
+    assert (result.returncode, result.stderr) in {(0, ""), (1, "")}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -127,7 +127,7 @@ def test_a_run_names_what_to_leave_out(pytester: pytest.Pytester, options: tuple
         *options,
     )
     said = result.stdout.str()
-    result.assert_outcomes(failed=9, passed=9)
+    result.assert_outcomes(failed=10, passed=9)
     (closing,) = [line for line in said.splitlines() if line.startswith("flux-memory: TestOld: ")]
     assert closing == f"flux-memory: TestOld: {SENTENCE}get_history(after=); {closing.partition('; ')[2]}"
     assert closing.partition("; ")[2].startswith("add them, or write `capabilities = CORE | ")

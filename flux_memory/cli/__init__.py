@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import sys
 from typing import Any, Final
@@ -58,13 +59,30 @@ main.add_command(backup)
 main.add_command(restore)
 
 
+def _flush() -> None:
+    """Write what the standard output has buffered: the interpreter would ignore an error at its end."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # It would try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A reader that wants no more, such as head, is not an error.
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
 def run() -> None:
     """Run the program. While it exits, Ctrl-C ends it at once, without Python's traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names are of any alphabet, and the locale's may lack their letters.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main(prog_name="flux-memory")
+        try:
+            main(prog_name="flux-memory")
+        finally:
+            _flush()
     except OSError as error:
         # Files and networks have errors of the library; only the standard output has neither those nor a name.
         if error.errno not in _OUTPUT_FAILURES or error.filename is not None:

@@ -67,7 +67,8 @@ class ActivityContract(Binding):
         sessions = [await memory.create_session(metadata={"k": 1}, user_id="ann") for _ in changes]
         await memory.create_session(user_id="bob")
         await together(memory.add_messages(session, numbered(0, 1, 2)) for session in sessions)
-        moment = datetime.now(UTC) + timedelta(hours=1)
+        # Whole, because the store may keep whole seconds.
+        moment = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
         for at, (name, change) in enumerate(changes.items()):
             async with store.clock_at(moment + timedelta(minutes=at)):
                 changed = await change(memory, sessions[at])

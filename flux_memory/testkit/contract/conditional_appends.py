@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 
 from flux_memory import ConflictError, SessionNotFoundError
+from flux_memory.testkit.capabilities import Capability
 from flux_memory.testkit.clauses import clause
 from flux_memory.testkit.contract.binding import Binding
 from flux_memory.testkit.contract.corpus import METADATA, TEXTS, same
@@ -29,7 +30,7 @@ class ConditionalAppendsContract(Binding):
         promise="An update that only appends messages to a session of an expected revision stores all of them as "
         "given, in order, after those that are there, however many; the rest of the session stays as it is.",
         impact="Of a turn with tool calls one message is stored, or their order is another one.",
-        needs=EVERY_PART,
+        needs=EVERY_PART | Capability.MESSAGE_METADATA,
     )
     async def test_conditional_appends(self, store: StoreUnderTest) -> None:
         memory = store.open()

@@ -250,22 +250,26 @@ class TimesContract(Binding):
         }
         changes |= {"one message": {"messages": [message]}, "two messages": {"messages": [message, message]}}
 
-        async def check(name: str, *, conditional: bool) -> None:
-            session = await fill(memory)
-            before = (await _session(memory, session))["updated_at"]
+        cases = [(name, conditional) for name in changes for conditional in (False, True)]
+        sessions = await together(fill(memory) for _ in cases)
+        before = await together(_session(memory, session) for session in sessions)
+        latest, probes = max(row["updated_at"] for row in before), list[str]()
 
-            async def change() -> None:
-                condition: dict[str, Any] = {}
-                if conditional:
-                    condition["expected_revision"] = (await _session(memory, session))["revision"]
-                await memory.update_session(session, **changes[name], **condition)
+        async def probe() -> None:
+            probes.append(await memory.create_session())
 
-            async def is_later() -> bool:
-                return (await _session(memory, session))["updated_at"] > before
+        async def is_later() -> bool:
+            return (await _session(memory, probes[-1]))["created_at"] > latest
 
-            assert await bumped(change, is_later), f"updated_at was still {before} after an update: {name}"
-
-        await together(check(name, conditional=conditional) for name in changes for conditional in (False, True))
+        assert await bumped(probe, is_later), f"the clock has stood still at {latest}"
+        # One at a time: a store may take another way beside other changes.
+        for (name, conditional), old in zip(cases, before, strict=True):
+            condition: dict[str, Any] = {"expected_revision": old["revision"]} if conditional else {}
+            await memory.update_session(old["id"], **changes[name], **condition)
+        after = await together(_session(memory, session) for session in sessions)
+        for (name, conditional), old, new in zip(cases, before, after, strict=True):
+            how = "a conditional" if conditional else "an"
+            assert new["updated_at"] > old["updated_at"], f"still {old['updated_at']} after {how} update: {name}"
 
 
 async def _session(memory: Memory, session_id: str) -> Session:
