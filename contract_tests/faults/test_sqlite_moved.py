@@ -86,7 +86,7 @@ FAULTS: Final = {
     ),
     "truncated": (lambda path: truncate_to(path, path.stat().st_size // PAGE_BYTES // 2 * PAGE_BYTES), "is damaged"),
     "truncated in a page": (lambda path: truncate_to(path, path.stat().st_size - 1000), "damaged"),
-    "emptied": (lambda path: truncate_to(path, 0), "is empty; check --sqlite-path"),
+    "emptied": (lambda path: truncate_to(path, 0), "is empty and holds no conversation memory; check --sqlite-path"),
 }
 
 
