@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flux_memory import BackendUnavailableError, ConflictError, FluxMemoryError, OutcomeUnknownError
 from flux_memory.testkit.mutants.catalogue import Client, caught_by
 from flux_memory.testkit.reference import ReferenceMemory
+from flux_memory.testkit.reference.networked import LOCK_SECONDS
 from flux_memory.testkit.reference.rows import new_id
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ class Chatty(Client):
     setting = "transaction"
     within: object = True
     after: object = False
+    lock_seconds = LOCK_SECONDS
 
     async def _exchange(self, wire: Wire, request: Request) -> Any:
         if request["call"] not in self.methods:
@@ -229,7 +231,8 @@ class Chatty(Client):
         return found
 
     async def _set(self, wire: Wire, value: object) -> None:
-        await super()._exchange(wire, {"call": "set", "args": [], "given": {self.setting: value}})
+        given = {self.setting: value, "lock_seconds": self.lock_seconds}
+        await super()._exchange(wire, {"call": "set", "args": [], "given": given})
 
 
 class _LeavesItBehind(Chatty):
@@ -273,6 +276,8 @@ class LeavesAConnectionReadOnly(_LeavesItBehind):
 
 @caught_by("FM-NET-011")
 class LockTimeoutsAreAcknowledged(Chatty):
+    lock_seconds = 1.0
+
     async def _exchange(self, wire: Wire, request: Request) -> Any:
         try:
             return await super()._exchange(wire, request)

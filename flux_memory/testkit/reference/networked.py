@@ -21,8 +21,8 @@ from flux_memory.testkit.reference.wire import Wire, decode_time, encode_line
 
 TIMEOUT_SECONDS: Final = 30.0
 """The deadline of a call without one."""
-LOCK_SECONDS: Final = 1.0
-"""How long a write waits for the lock on a session; then the server refuses it."""
+LOCK_SECONDS: Final = 10.0
+"""How long a write waits for the lock on a session by default; then the server refuses it."""
 RETRY_SECONDS: Final = 0.01
 """The pause before the next attempt of a call."""
 POOL_SIZE: Final = 4
@@ -39,7 +39,8 @@ class ReferenceServer:
     """A server on the loopback interface that runs the calls of its clients on one store.
 
     Each connection has settings of its own, which a client can change: `hours` is the offset of the times that it
-    reads, `read_only` refuses writes, and in a `transaction` writes take effect at its end and lock their session.
+    reads, `read_only` refuses writes, and in a `transaction` writes take effect at its end and lock their session, for
+    which they wait `lock_seconds`.
 
     Args:
         store: The data.
@@ -77,14 +78,14 @@ class ReferenceServer:
         self._server.server_close()
         self._thread.join()
 
-    def lock(self, session: str, owner: object) -> None:
-        """Wait for the lock on a session.
+    def lock(self, session: str, owner: object, seconds: float) -> None:
+        """Wait for the lock on a session, so many seconds.
 
         Raises:
             BackendUnavailableError: another connection holds it for too long.
         """
         with self.unlocked:
-            if not self.unlocked.wait_for(lambda: self.locks.get(session, owner) is owner, LOCK_SECONDS):
+            if not self.unlocked.wait_for(lambda: self.locks.get(session, owner) is owner, seconds):
                 raise BackendUnavailableError("the session stayed locked; nothing was stored")
             self.locks[session] = owner
 
@@ -160,7 +161,7 @@ class _Connection:
         with self._server.store.reading() as sessions:
             touched = list(sessions) if method in _OF_ALL_SESSIONS else args[:1] if method != "create_session" else []
         for session in touched:
-            self._server.lock(session, self)
+            self._server.lock(session, self, self._settings.get("lock_seconds", LOCK_SECONDS))
         fresh = set(touched) - self._touched
         self._touched |= fresh
         if self._draft is not None:
@@ -173,8 +174,9 @@ class _Connection:
         if given.get("transaction"):
             self._draft, self._touched = ReferenceStore(), set()
             self._draft.share_feedback(self._server.store)
+            # `_lock` copies a session before it changes: copies of all of them would take longer than others wait.
             with self._server.store.reading() as sessions, self._draft.writing() as drafted:
-                drafted.update(copy.deepcopy(sessions))
+                drafted.update(sessions)
         elif given.get("transaction") is False and self._draft is not None:
             with self._draft.reading() as drafted, self._server.store.writing() as sessions:
                 for key in self._touched - drafted.keys():
