@@ -14,7 +14,7 @@ async def check_file_tables(path: str, timeout: float) -> None:  # noqa: ASYNC10
     """Check that a file has current tables.
 
     Raises:
-        FluxMemoryError: There is no such file, or its tables are missing, of an earlier version, or unusable.
+        FluxMemoryError: The file or its tables are missing, of an earlier version, or unusable.
     """
 
     def check(db: sqlite3.Connection) -> None:

@@ -28,7 +28,7 @@ LOCKED: Final = 1
 """Which of them is locked; a write reaches it after others."""
 
 State = tuple[str, list[str]] | None
-"""The title and the contents of a session; None if there is no session."""
+"""The title and the contents of a session; None once it is deleted."""
 
 
 @dataclass(frozen=True, slots=True)
